@@ -1,0 +1,1 @@
+"""jaxzero: AlphaZero for reasoning language models, in JAX."""
