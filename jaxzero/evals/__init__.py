@@ -1,0 +1,1 @@
+"""What did it buy: accuracy against forward tokens and FLOPs, with intervals."""

@@ -1,0 +1,59 @@
+"""Accuracy against cost: one `evaluation` object per (model, strategy, budget)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxzero.evals.stats import wilson
+from jaxzero.models.transformer import Params
+from jaxzero.search.engine import Engine
+from jaxzero.search.play import PlayConfig
+from jaxzero.search.strategies import SearchResult, search
+from jaxzero.tasks.base import Problem
+
+
+def evaluate(
+  engine: Engine,
+  params: Params,
+  problems: Sequence[Problem],
+  strategy: str,
+  budget: int,
+  seed: int = 0,
+  split: str = "test",
+  step: int = 0,
+  play: PlayConfig | None = None,
+  batch_size: int = 256,
+) -> tuple[dict[str, Any], list[SearchResult]]:
+  """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
+  begin = time.monotonic()
+  results = search(engine, params, problems, strategy, budget, seed, play, batch_size)
+  solved = sum(result.right for result in results)
+  forward_tokens = [result.forward_tokens for result in results]
+  low, high = wilson(solved, len(results))
+  return {
+    "task": engine.task.name,
+    "split": split,
+    "strategy": strategy,
+    "budget": budget,
+    "problems": len(results),
+    "solved": solved,
+    "accuracy": solved / len(results),
+    "ci95": [low, high],
+    "forward_tokens_per_problem": float(np.mean(forward_tokens)),
+    "flops_per_problem": flops(engine, results) / len(results),
+    "wall_s": time.monotonic() - begin,
+    "step": step,
+    "seed": seed,
+    "verified_inside": engine.task.self_checkable and strategy in ("best_of_n", "mcts"),
+  }, results
+
+
+def flops(engine: Engine, results: Sequence[SearchResult]) -> float:
+  """Forward FLOPs of these results: prompts, asked-for and idle positions."""
+  positions = sum(result.positions for result in results)
+  positions += len(results) * engine.max_prompt
+  return positions * engine.flops_per_position()

@@ -1,0 +1,1 @@
+"""Learning: batches, losses, and pure train steps."""

@@ -1,0 +1,101 @@
+"""Losses as sums: dividing by the batch's total weight once keeps micro-batches exact."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxzero.learn.batch import Batch
+from jaxzero.models.transformer import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  value_weight: float = 0.5
+  kl_weight: float = 0.0
+  """Weight of KL(policy || reference) on the completion's positions; 0 needs no reference."""
+
+
+def hard_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Sum over positions of weight * -log p(next token); logits [B, T, V] float32."""
+  log_p = jax.nn.log_softmax(logits[:, :-1])
+  picked = jnp.take_along_axis(log_p, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+  return -jnp.sum(picked * batch.hard_weight[:, :-1])
+
+
+def soft_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Sum of weight * cross-entropy to the improved policy with its rest bucket.
+
+  The student's rest is the mass it gives to every token that was no candidate.
+  """
+  log_p = jax.nn.log_softmax(logits)
+  there = batch.candidates >= 0
+  candidates = jnp.maximum(batch.candidates, 0)
+  of_candidates = jnp.take_along_axis(log_p, candidates, axis=-1)
+  is_candidate = jnp.any(
+    (jnp.arange(logits.shape[-1]) == candidates[..., None]) & there[..., None], axis=-2
+  )
+  rest = jax.nn.logsumexp(jnp.where(is_candidate, -1e9, log_p), axis=-1, keepdims=True)
+  log_buckets = jnp.concatenate([jnp.where(there, of_candidates, 0.0), rest], axis=-1)
+  return -jnp.sum(batch.soft_weight * jnp.sum(batch.soft_target * log_buckets, axis=-1))
+
+
+def value_cross_entropy(value_logits: jax.Array, batch: Batch) -> jax.Array:
+  """Sum of weight * binary cross-entropy of P(right) to the outcome of the episode as played."""
+  outcome = batch.outcome[:, None]
+  losses = -outcome * jax.nn.log_sigmoid(value_logits) - (1 - outcome) * jax.nn.log_sigmoid(
+    -value_logits
+  )
+  return jnp.sum(batch.value_weight * losses)
+
+
+def kl_to_reference(logits: jax.Array, reference: jax.Array, batch: Batch) -> jax.Array:
+  """Sum of KL(policy || reference) over positions that carry any policy or value target."""
+  log_p, log_r = jax.nn.log_softmax(logits), jax.nn.log_softmax(reference)
+  kl = jnp.sum(jnp.exp(log_p) * (log_p - log_r), axis=-1)
+  return jnp.sum(kl * _targeted(batch))
+
+
+def _targeted(batch: Batch) -> jax.Array:
+  total = batch.hard_weight + batch.soft_weight + batch.value_weight
+  return (total > 0).astype(jnp.float32)
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+  """What each loss is divided by, from the whole batch (at least 1e-6)."""
+  totals = {
+    "hard": jnp.sum(batch.hard_weight[:, :-1]),
+    "soft": jnp.sum(batch.soft_weight),
+    "value": jnp.sum(batch.value_weight),
+    "kl": jnp.sum(_targeted(batch)),
+  }
+  return {name: jnp.maximum(total, 1e-6) for name, total in totals.items()}
+
+
+def total_loss(
+  output: Output,
+  reference: jax.Array | None,
+  batch: Batch,
+  divisors: dict[str, jax.Array],
+  config: LossConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss of a (micro-)batch, its parts already divided by the whole batch's weights.
+
+  Hard and soft targets are averaged together: a position counts the same whichever it has.
+  """
+  policy_divisor = divisors["hard"] + divisors["soft"]
+  parts = {
+    "policy_loss": (
+      hard_cross_entropy(output.logits, batch) + soft_cross_entropy(output.logits, batch)
+    )
+    / policy_divisor,
+    "value_loss": value_cross_entropy(output.value_logits, batch) / divisors["value"],
+  }
+  loss = parts["policy_loss"] + config.value_weight * parts["value_loss"]
+  if config.kl_weight:
+    assert reference is not None
+    parts["kl"] = kl_to_reference(output.logits, reference, batch) / divisors["kl"]
+    loss = loss + config.kl_weight * parts["kl"]
+  return loss, {"loss": loss, **parts}

@@ -1,0 +1,1 @@
+"""The policy-value transformer, its attention and its KV cache."""

@@ -1,0 +1,240 @@
+"""The policy-value transformer: a Llama-shaped decoder with a value head, in Flax NNX.
+
+The layers' parameters are always stacked [L, ...], whatever `scan_layers` says. Training calls
+the model on whole sequences; prefill and decode call `extend` on a KV cache. Inside jit, bind the
+parameters once (`bind`), and take `model.unstack()` before a decoding loop: slices of the stacked
+weights inside the loop would be copied at every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxzero.models.attention import attention, rope
+from jaxzero.models.cache import KVCache, write
+from jaxzero.models.config import ModelConfig
+from jaxzero.parallel.sharding import Axes, sharding
+
+Params = dict[str, Any]
+
+
+class Output(NamedTuple):
+  """What the network says at each position."""
+
+  logits: jax.Array  # [B, T, V] float32
+  value_logits: jax.Array  # [B, T] float32; sigmoid gives P(right)
+
+
+def _param(key: jax.Array, shape: tuple[int, ...], axes: Axes, fan_in: int | None) -> nnx.Param:
+  """A float32 parameter: truncated normal of variance 1/fan_in, or ones where fan_in is None."""
+  if fan_in is None:
+    return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
+  value = jax.random.truncated_normal(key, -2.0, 2.0, shape) * (fan_in**-0.5)
+  return nnx.Param(value, axes=axes)
+
+
+def _rms_norm(x: jax.Array, scale: nnx.Param, epsilon: float = 1e-6) -> jax.Array:
+  x32 = x.astype(jnp.float32)
+  normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
+  return (normed * scale[...]).astype(x.dtype)
+
+
+class Block(nnx.Module):
+  """One layer: attention and SwiGLU, pre-norm. All layers' weights when stacked [L, ...]."""
+
+  def __init__(self, config: ModelConfig, layers: int, key: jax.Array):
+    self.config = config
+    D, N, K, H, F = (
+      config.embed_dim,
+      config.num_heads,
+      config.num_kv_heads,
+      config.head_dim,
+      config.ffn_dim,
+    )
+    keys = iter(jax.random.split(key, 7))
+
+    def matrix(shape, axes, fan_in):
+      return _param(next(keys), (layers, *shape), ("layers", *axes), fan_in)
+
+    def scale(size, axis):
+      return _param(key, (layers, size), ("layers", axis), None)
+
+    self.attention_norm = scale(D, None)
+    self.q = matrix((D, N, H), ("embed", "heads", "head_dim"), D)
+    self.k = matrix((D, K, H), ("embed", "kv_heads", "head_dim"), D)
+    self.v = matrix((D, K, H), ("embed", "kv_heads", "head_dim"), D)
+    self.o = matrix((N, H, D), ("heads", "head_dim", "embed"), N * H * 2 * config.num_layers)
+    self.ffn_norm = scale(D, None)
+    self.gate = matrix((D, F), ("embed", "ffn"), D)
+    self.up = matrix((D, F), ("embed", "ffn"), D)
+    self.down = matrix((F, D), ("ffn", "embed"), F * 2 * config.num_layers)
+    if config.qk_norm:
+      self.q_norm = scale(H, "head_dim")
+      self.k_norm = scale(H, "head_dim")
+
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    slot: jax.Array | None = None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
+    dtype = x.dtype
+    h = _rms_norm(x, self.attention_norm)
+    q = jnp.einsum("BTD,DNH->BTNH", h, self.q[...].astype(dtype))
+    k = jnp.einsum("BTD,DKH->BTKH", h, self.k[...].astype(dtype))
+    v = jnp.einsum("BTD,DKH->BTKH", h, self.v[...].astype(dtype))
+    if self.config.qk_norm:
+      q, k = _rms_norm(q, self.q_norm), _rms_norm(k, self.k_norm)
+    q = rope(q, positions, self.config.rope_theta)
+    k = rope(k, positions, self.config.rope_theta)
+    if cache is None:
+      keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    else:
+      assert slot is not None
+      keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
+      cache = (keys, values)
+    attended = attention(q, keys, values, mask)
+    x = x + jnp.einsum("BTNH,NHD->BTD", attended, self.o[...].astype(dtype))
+    h = _rms_norm(x, self.ffn_norm)
+    gate = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h, self.gate[...].astype(dtype)))
+    up = jnp.einsum("BTD,DF->BTF", h, self.up[...].astype(dtype))
+    return x + jnp.einsum("BTF,FD->BTD", gate * up, self.down[...].astype(dtype)), cache
+
+
+class PolicyValueTransformer(nnx.Module):
+  """tokens -> next-token logits and the logit of P(this episode ends right), at every position."""
+
+  def __init__(self, config: ModelConfig, vocab_size: int, key: jax.Array):
+    config.check()
+    self.config = config
+    self.vocab_size = vocab_size
+    D = config.embed_dim
+    embed_key, block_key, head_key = jax.random.split(key, 3)
+    embed_fan_in = D if config.tie_embeddings else 1
+    self.embed = _param(embed_key, (vocab_size, D), ("vocab", "embed"), embed_fan_in)
+    self.blocks = Block(config, config.num_layers, block_key)
+    self.norm = _param(key, (D,), (None,), None)
+    if not config.tie_embeddings:
+      self.unembed = _param(head_key, (D, vocab_size), ("embed", "vocab"), D)
+    self.value = nnx.Param(jnp.zeros((D,), jnp.float32), axes=(None,))
+    self.value_bias = nnx.Param(jnp.zeros((), jnp.float32), axes=())
+
+  def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> Output:
+    """Whole sequences, no cache: tokens and positions [B, T] int32, mask [B, T, T] bool."""
+    chex.assert_rank([tokens, positions, mask], [2, 2, 3])
+    x = self._embed(tokens)
+    blockdef, stacked = nnx.split(self.blocks)
+
+    def layer(x, weights):
+      return nnx.merge(blockdef, weights)(x, positions, mask)[0]
+
+    if self.config.remat:
+      layer = jax.checkpoint(layer)
+    if self.config.scan_layers:
+      x, _ = jax.lax.scan(lambda x, weights: (layer(x, weights), None), x, stacked)
+    else:
+      for index in range(self.config.num_layers):
+        x = layer(x, jax.tree.map(lambda w, index=index: w[index], stacked))
+    return self._heads(x)
+
+  def unstack(self) -> list[Block]:
+    """The layers, one module each; take them outside of the decoding loop."""
+    blockdef, stacked = nnx.split(self.blocks)
+    return [
+      nnx.merge(blockdef, jax.tree.map(lambda w, index=index: w[index], stacked))
+      for index in range(self.config.num_layers)
+    ]
+
+  def extend(
+    self,
+    layers: list[Block],
+    cache: KVCache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    slot: jax.Array,
+    mask: jax.Array,
+  ) -> tuple[Output, KVCache]:
+    """Puts tokens through the model on top of a cache (prefill, decode, one tree level).
+
+    Args:
+      layers: `self.unstack()`.
+      cache: KV cache of S slots.
+      tokens, positions: [B, T] int32; a position is RoPE's, independent of the slot.
+      slot: where the new keys go: a scalar (slots slot..slot+T-1), or [B] with T = 1.
+      mask: [B, T, S] bool over slots; it must include the new tokens' own slots.
+    """
+    chex.assert_rank([tokens, positions, mask], [2, 2, 3])
+    x = self._embed(tokens)
+    new_cache = []
+    for layer, layer_cache in zip(layers, cache, strict=True):
+      x, layer_cache = layer(x, positions, mask, layer_cache, slot)
+      new_cache.append(layer_cache)
+    return self._heads(x), tuple(new_cache)
+
+  def _embed(self, tokens: jax.Array) -> jax.Array:
+    return self.embed[...].astype(self.config.dtype)[tokens]
+
+  def _heads(self, x: jax.Array) -> Output:
+    x = _rms_norm(x, self.norm)
+    unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
+    logits = jnp.einsum(
+      "BTD,DV->BTV", x, unembed.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    value_logits = jnp.einsum("BTD,D->BT", x.astype(jnp.float32), self.value[...])
+    return Output(logits, value_logits + self.value_bias[...])
+
+
+@functools.cache
+def _abstract(config: ModelConfig, vocab_size: int) -> tuple[nnx.GraphDef, nnx.State]:
+  return nnx.split(
+    nnx.eval_shape(lambda: PolicyValueTransformer(config, vocab_size, jax.random.key(0)))
+  )
+
+
+def init_params(config: ModelConfig, vocab_size: int, key: jax.Array) -> Params:
+  """Random parameters as a nested dict of float32 arrays; jit it with `param_shardings`."""
+  model = PolicyValueTransformer(config, vocab_size, key)
+  return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def bind(config: ModelConfig, vocab_size: int, params: Params) -> PolicyValueTransformer:
+  """The NNX module that holds these parameters (call it inside jit; it is free)."""
+  graphdef, state = _abstract(config, vocab_size)
+  state = jax.tree.map(lambda x: x, state)
+  nnx.replace_by_pure_dict(state, params)
+  return nnx.merge(graphdef, state)
+
+
+def abstract_params(config: ModelConfig, vocab_size: int) -> Params:
+  """The parameter tree as ShapeDtypeStructs."""
+  return nnx.to_pure_dict(_abstract(config, vocab_size)[1])
+
+
+def param_shardings(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
+  """The parameter tree's NamedShardings by the rules table; UserError where sizes do not divide."""
+  _, state = _abstract(config, vocab_size)
+
+  def of(path: tuple, variable: nnx.Variable):
+    name = "parameter " + ".".join(str(getattr(p, "key", p)) for p in path)
+    return sharding(mesh, variable.get_metadata("axes"), variable.get_value().shape, name)
+
+  shardings = jax.tree_util.tree_map_with_path(
+    of, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+  )
+  return _to_dict(shardings)
+
+
+def _to_dict(tree: Any) -> Any:
+  if hasattr(tree, "items"):
+    return {key: _to_dict(child) for key, child in tree.items()}
+  return tree

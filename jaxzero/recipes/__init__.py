@@ -1,0 +1,1 @@
+"""The stories that compose the rooms: an experiment, its stages, the quickstart."""

@@ -1,0 +1,67 @@
+"""An experiment: every room's config, composed. Its defaults are the quickstart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxzero.errors import UserError
+from jaxzero.evals.config import EvalConfig
+from jaxzero.learn.losses import LossConfig
+from jaxzero.learn.supervised import SupervisedConfig
+from jaxzero.learn.train import OptimizerConfig
+from jaxzero.models.config import ModelConfig
+from jaxzero.parallel.mesh import MeshConfig
+from jaxzero.selfplay.run import SelfPlayConfig
+from jaxzero.tasks.base import TaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ImproveConfig:
+  """Rounds of self-play and learning from it."""
+
+  rounds: int = 60
+  replay_rounds: int = 8
+  """Learning draws from so many of the newest rounds."""
+  steps_per_round: int = 8
+  batch_size: int = 128
+  supervised_share: float = 0.125
+  """Share of each batch that is worked examples."""
+  harvest_share: float = 0.125
+  """Share of each batch that imitates verified completions found in the trees of lost games."""
+  evaluate_every: int = 5
+  """Rounds between validations."""
+  micro_batches: int = 1
+  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4, warmup_steps=20)
+  loss: LossConfig = LossConfig()
+
+  def check(self) -> None:
+    for name in ("rounds", "replay_rounds", "steps_per_round", "batch_size", "evaluate_every"):
+      if getattr(self, name) < 1:
+        raise UserError(f"--improve.{name.replace('_', '-')}={getattr(self, name)} must be >= 1.")
+    if self.supervised_share < 0 or self.harvest_share < 0:
+      raise UserError("shares of the batch must not be negative.")
+    if self.supervised_share + self.harvest_share > 0.9:
+      raise UserError(
+        f"supervised_share={self.supervised_share} and harvest_share={self.harvest_share} leave "
+        "under a tenth of the batch to self-play; lower them."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything a run depends on."""
+
+  seed: int = 0
+  task: TaskConfig = TaskConfig()
+  model: ModelConfig = ModelConfig()
+  mesh: MeshConfig = MeshConfig()
+  max_prompt: int = 24
+  """Prompt positions; with `self_play.play.max_tokens` the model's context."""
+  supervised: SupervisedConfig = SupervisedConfig()
+  self_play: SelfPlayConfig = SelfPlayConfig()
+  improve: ImproveConfig = ImproveConfig()
+  evaluation: EvalConfig = EvalConfig()
+
+  @property
+  def context(self) -> int:
+    return self.max_prompt + self.self_play.play.max_tokens

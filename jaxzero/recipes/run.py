@@ -1,0 +1,197 @@
+"""A run's folder: its config, tokenizer, metrics, ledger and results, written so that any kill
+leaves something the same command continues from."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxzero import tasks
+from jaxzero.errors import UserError
+from jaxzero.files import disk_errors, read_jsonl, write_atomic, write_jsonl
+from jaxzero.parallel.mesh import make_mesh
+from jaxzero.recipes.experiment import Experiment
+from jaxzero.search.engine import Engine
+from jaxzero.tasks.base import Problem
+from jaxzero.tasks.transcript import encode_completion, encode_prompt
+from jaxzero.tokenizers import Tokenizer
+
+STAGES = ("pretrain", "selfplay", "learn", "control", "eval")
+
+
+class Run:
+  """An open run folder; one process at a time may hold it."""
+
+  def __init__(self, folder: pathlib.Path, experiment: Experiment, resume: bool = True):
+    self.folder, self.experiment = pathlib.Path(folder), experiment
+    with disk_errors(self.folder):
+      self.folder.mkdir(parents=True, exist_ok=True)
+    self._lock = _lock(self.folder)
+    self._check_config(resume)
+    self.mesh: Mesh = make_mesh(experiment.mesh)
+    self.task = tasks.make(experiment.task)
+    self.tokenizer = self._tokenizer()
+    self.engine = Engine(
+      experiment.model,
+      self.tokenizer,
+      self.task,
+      self.mesh,
+      experiment.max_prompt,
+      experiment.self_play.play.max_tokens,
+    )
+    self.metrics: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
+    self.ledger: dict[str, dict[str, float]] = {}
+    self._begin = time.monotonic()
+
+  def worked_problems(self) -> list[Problem]:
+    return self.task.problems("train", self.experiment.seed, self.experiment.task.worked_examples)
+
+  def worked_examples(self) -> list[tuple[list[int], list[int]]]:
+    """(prompt, completion) token lists of the worked examples."""
+    return [
+      (
+        encode_prompt(self.tokenizer, problem),
+        encode_completion(self.tokenizer, self.task.worked_example(problem)),
+      )
+      for problem in self.worked_problems()
+    ]
+
+  def result(self, name: str) -> dict[str, Any] | None:
+    """A finished stage's result, or None."""
+    path = self.folder / "results" / f"{name}.json"
+    if not path.exists():
+      return None
+    try:
+      return json.loads(path.read_text())
+    except ValueError as error:
+      raise UserError(f"{path} is damaged; delete it and its stage is done again.") from error
+
+  def save_result(self, name: str, result: Any) -> None:
+    write_json(self.folder / "results" / f"{name}.json", result)
+
+  def log(self, **row: Any) -> None:
+    """Adds a row of metrics; it reaches the disk with `commit`."""
+    self.metrics.append({**row, "time": time.time()})
+
+  def charge(self, stage: str, flops: float, seconds: float, forward_tokens: float) -> None:
+    entry = self.ledger.setdefault(stage, {"flops": 0.0, "seconds": 0.0, "forward_tokens": 0.0})
+    entry["flops"] += flops
+    entry["seconds"] += seconds
+    entry["forward_tokens"] += forward_tokens
+
+  def commit(self) -> dict[str, Any]:
+    """Writes metrics and ledger; returns what a checkpoint's meta must hold to get back here."""
+    write_jsonl(self.folder / "metrics.jsonl", self.metrics)
+    write_json(self.folder / "ledger.json", self.ledger)
+    return {"metrics_rows": len(self.metrics), "ledger": self.ledger}
+
+  def rewind(self, meta: dict[str, Any]) -> None:
+    """Puts metrics and ledger back to where a checkpoint was made."""
+    self.metrics = self.metrics[: meta["metrics_rows"]]
+    self.ledger = {stage: dict(entry) for stage, entry in meta["ledger"].items()}
+
+  def _check_config(self, resume: bool) -> None:
+    path = self.folder / "config.json"
+    config = config_dict(self.experiment)
+    if path.exists():
+      try:
+        saved = json.loads(path.read_text())
+      except ValueError as error:
+        raise UserError(f"{path} is damaged; use another folder for a new run.") from error
+      different = sorted(_differences(saved, config))
+      if different:
+        shown = ", ".join(different[:4])
+        raise UserError(
+          f"{self.folder} holds a run of another config (differs in {shown}); give the same "
+          "settings to continue it, or another --run folder."
+        )
+    else:
+      foreign = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+      if foreign:
+        raise UserError(
+          f"{self.folder} is not empty and holds no run (found {foreign[0]!r}); "
+          "use another --run folder."
+        )
+      write_json(path, config)
+
+  def _tokenizer(self) -> Tokenizer:
+    folder = self.folder / "tokenizer"
+    if not (folder / "tokenizer.model").exists():
+      problems = self.worked_problems()
+      texts = [problem.prompt for problem in problems]
+      for problem in problems:
+        example = self.task.worked_example(problem)
+        texts += [*example.steps, example.answer]
+      Tokenizer.train(texts).save(folder)
+    return Tokenizer.load(folder)
+
+
+def load_experiment(folder: pathlib.Path) -> Experiment:
+  """The experiment of an existing run; UserError where there is none or it is damaged."""
+  folder = pathlib.Path(folder)
+  path = folder / "config.json"
+  if not folder.is_dir():
+    raise UserError(f"there is no run at {folder}; make one with `jaxzero quickstart --run {folder}`.")
+  if not path.exists():
+    raise UserError(f"{folder} holds no run: config.json is missing; check the path.")
+  try:
+    return from_dict(Experiment, json.loads(path.read_text()))
+  except (ValueError, TypeError, KeyError) as error:
+    raise UserError(f"{path} is damaged or of another version ({error}).") from error
+
+
+def config_dict(experiment: Experiment) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+  """The frozen dataclass tree that `dataclasses.asdict` flattened."""
+  import typing
+
+  hints = typing.get_type_hints(cls)
+  known = {field.name for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - known)
+  if unknown:
+    raise ValueError(f"unknown keys {unknown}")
+  kwargs = {}
+  for name, value in values.items():
+    if dataclasses.is_dataclass(hints[name]):
+      value = from_dict(hints[name], value)
+    elif isinstance(value, list):
+      value = tuple(value)
+    kwargs[name] = value
+  return cls(**kwargs)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+  if isinstance(a, dict) and isinstance(b, dict):
+    found = []
+    for key in sorted(set(a) | set(b)):
+      found += _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+  return [] if a == b else [f"{prefix}: {a} there, {b} here"]
+
+
+def _lock(folder: pathlib.Path):
+  if jax.process_index() != 0:
+    return None
+  with disk_errors(folder):
+    handle = (folder / ".lock").open("w")
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    raise UserError(f"another process is working on {folder}; wait for it or use another folder.") from error
+  return handle

@@ -1,0 +1,1 @@
+"""Thinking: tree search and sampling behind one interface, with every forward token counted."""

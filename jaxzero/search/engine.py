@@ -1,0 +1,183 @@
+"""The door of the search room: problems in, answers and their cost out, whatever the strategy.
+
+An `Engine` holds a task, a tokenizer, a model's shape and a mesh, and the compiled functions.
+Search runs inside `shard_map` over data and fsdp: parameters are gathered once, and nothing is
+communicated inside the simulation loop. Every episode has a key of its own, so results do not
+depend on the number of devices or on how problems are batched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxzero.errors import UserError
+from jaxzero.models.config import ModelConfig
+from jaxzero.models.transformer import Params, bind
+from jaxzero.parallel.mesh import batch_shards
+from jaxzero.parallel.sharding import RULES, shard_batch
+from jaxzero.search import play as play_lib
+from jaxzero.search.play import PlayConfig
+from jaxzero.tasks.base import Problem, Task
+from jaxzero.tasks.transcript import encode_prompt
+from jaxzero.tokenizers import Tokenizer
+
+
+class Engine:
+  """Compiled thinking for one model shape, task and mesh."""
+
+  def __init__(
+    self,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    task: Task,
+    mesh: Mesh,
+    max_prompt: int = 24,
+    max_tokens: int = 40,
+  ):
+    self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
+    self.max_prompt, self.max_tokens = max_prompt, max_tokens
+    self._answer = task.device_verifier(tokenizer)
+    self._decode = jax.jit(self._on_mesh(self._decode_shard))
+
+  def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
+    """Prompts of up to `rows` problems as padded host arrays; rows beyond them are empty."""
+    prompts = np.full((rows, self.max_prompt), self.tokenizer.pad_id, np.int32)
+    lengths = np.zeros(rows, np.int32)
+    facts = np.zeros((rows, *self.task.problem_array(problems[0]).shape), np.int32)
+    for row, problem in enumerate(problems):
+      tokens = encode_prompt(self.tokenizer, problem)
+      if len(tokens) > self.max_prompt:
+        raise UserError(
+          f"problem {problem.prompt!r} takes {len(tokens)} tokens, over this model's prompt limit "
+          f"of {self.max_prompt}; give a shorter problem."
+        )
+      prompts[row, : len(tokens)], lengths[row] = tokens, len(tokens)
+      facts[row] = self.task.problem_array(problem)
+    return {"prompts": prompts, "prompt_length": lengths, "facts": facts}
+
+  def rows(self, batch_size: int) -> int:
+    """The batch's rows: `batch_size`, rounded up to the mesh's shards."""
+    shards = batch_shards(self.mesh)
+    return -(-batch_size // shards) * shards
+
+  def flops_per_position(self) -> float:
+    """Forward FLOPs of one position, over a cache as long as prompt and completion."""
+    context = self.max_prompt + self.max_tokens
+    return self.model.flops_per_token(self.tokenizer.vocab_size, context)
+
+  def verifier(self, facts: jax.Array):
+    """(completion [B, C], length [B]) -> right [B]: the answer behind the first end-think mark."""
+
+    def verify(completion: jax.Array, length: jax.Array) -> jax.Array:
+      C = completion.shape[1]
+      closed = completion == self.tokenizer.end_think_id
+      begin = jnp.argmax(closed, axis=1) + 1
+      index = jnp.minimum(begin[:, None] + jnp.arange(C), C - 1)
+      answer = jnp.take_along_axis(completion, index, axis=1)
+      answer_length = length - 1 - begin
+      right = self._answer(facts, answer, jnp.maximum(answer_length, 0))
+      return jnp.any(closed, axis=1) & (answer_length > 0) & right
+
+    return verify
+
+  def decode(self, params: Params, batch: dict[str, Any], keys: jax.Array, temperature: float):
+    """Greedy (temperature 0) or sampled episodes; a dict of device arrays [B, ...]."""
+    arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
+    return self._decode(params, arrays, jnp.float32(temperature))
+
+  def play(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    budget: np.ndarray,
+    noise: np.ndarray,
+    config: PlayConfig,
+    verify_inside: bool,
+    stop_when_found: bool,
+    reserve: int = 0,
+    keep_trees: int = 1,
+  ) -> play_lib.Played:
+    """Episodes by tree search; see `jaxzero.search.play.play`."""
+    keys = np.asarray(jax.random.key_data(keys))
+    arrays = {**batch, "keys": keys, "budget": budget, "noise": noise}
+    compiled = self._play(config, verify_inside, stop_when_found, reserve, keep_trees)
+    return compiled(params, shard_batch(self.mesh, arrays))
+
+  @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
+  def _play(
+    self,
+    config: PlayConfig,
+    verify_inside: bool,
+    stop_when_found: bool,
+    reserve: int,
+    keep_trees: int,
+  ):
+    config.check(self.tokenizer.vocab_size)
+
+    def shard(params, batch):
+      model = bind(self.model, self.tokenizer.vocab_size, params)
+      return play_lib.play(
+        model,
+        model.unstack(),
+        batch["prompts"],
+        batch["prompt_length"],
+        jax.random.wrap_key_data(batch["keys"]),
+        batch["budget"],
+        batch["noise"],
+        config,
+        self.tokenizer.end_id,
+        self.verifier(batch["facts"]),
+        verify_inside,
+        stop_when_found,
+        reserve,
+        keep_trees,
+      )
+
+    return jax.jit(self._on_mesh(shard))
+
+  def _decode_shard(self, params, batch, temperature):
+    model = bind(self.model, self.tokenizer.vocab_size, params)
+    game, finished, right, steps = play_lib.decode(
+      model,
+      model.unstack(),
+      batch["prompts"],
+      batch["prompt_length"],
+      jax.random.wrap_key_data(batch["keys"]),
+      temperature,
+      self.max_tokens,
+      self.tokenizer.end_id,
+      self.verifier(batch["facts"]),
+    )
+    return {
+      "completion": game.completion,
+      "length": game.length,
+      "finished": finished,
+      "right": right,
+      "value": game.value,
+      "positions": jnp.broadcast_to(steps, finished.shape),
+    }
+
+  def _on_mesh(self, function):
+    """Runs function(params, batch, *scalars) per shard of the batch, without communication."""
+    axes = RULES["batch"]
+    batch_spec = PartitionSpec(axes)
+
+    def wrapped(params, batch, *scalars):
+      return jax.shard_map(
+        function,
+        mesh=self.mesh,
+        in_specs=(PartitionSpec(), batch_spec, *(PartitionSpec() for _ in scalars)),
+        out_specs=batch_spec,
+        axis_names=set(axes),
+        check_vma=False,
+      )(params, batch, *scalars)
+
+    return wrapped

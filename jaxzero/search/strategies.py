@@ -1,0 +1,150 @@
+"""Ways of thinking on a budget: `search(engine, params, problems, strategy, budget, seed)`.
+
+A budget is a cap on forward tokens per problem, the prompt not counted. Strategies that may verify
+inside (the task decides that from the problem alone) stop at the first verified answer and spend
+what is left of the budget on further tries; others give the answer of their last full try.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxzero.errors import UserError
+from jaxzero.models.transformer import Params
+from jaxzero.search.engine import Engine
+from jaxzero.search.play import PlayConfig
+from jaxzero.tasks.base import Problem
+
+STRATEGIES = ("greedy", "sample", "best_of_n", "mcts")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+  """What one problem got."""
+
+  problem: Problem
+  tokens: tuple[int, ...]  # the completion given as the answer
+  right: bool  # the verdict on it
+  forward_tokens: int  # positions asked for, after the prompt
+  positions: int  # positions put through the model, idle ones too
+
+
+def search(
+  engine: Engine,
+  params: Params,
+  problems: Sequence[Problem],
+  strategy: str,
+  budget: int,
+  seed: int = 0,
+  play: PlayConfig | None = None,
+  batch_size: int = 256,
+) -> list[SearchResult]:
+  """Answers problems by one strategy, all batched and jitted.
+
+  Args:
+    strategy: one of STRATEGIES.
+    budget: forward tokens per problem, at least 1; `greedy` and `sample` make one try with it.
+    seed: every problem's key folds in its index and the try's.
+    play: the tree search's settings, for `mcts`.
+
+  Raises:
+    UserError: an unknown strategy, an empty budget, or verifying inside asked of a task whose
+      answers only a key decides.
+  """
+  if strategy not in STRATEGIES:
+    raise UserError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}.")
+  if not 1 <= budget <= 1_000_000:
+    raise UserError(f"budget={budget} forward tokens per problem must lie in 1..1000000.")
+  inside = engine.task.self_checkable
+  if strategy == "best_of_n" and not inside:
+    raise UserError(
+      f"best_of_n picks by the verifier, but task {engine.task.name!r} decides by an answer key; "
+      "use mcts or sample."
+    )
+  thinker = _Thinker(engine, params, strategy, play or PlayConfig(max_tokens=engine.max_tokens))
+  return thinker.run(problems, budget, seed, batch_size)
+
+
+class _Thinker:
+  """Tries again, in shrinking batches, what is neither solved nor out of budget."""
+
+  def __init__(self, engine: Engine, params: Params, strategy: str, play: PlayConfig):
+    self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
+    self.inside = engine.task.self_checkable and strategy in ("best_of_n", "mcts")
+
+  def run(
+    self, problems: Sequence[Problem], budget: int, seed: int, batch_size: int
+  ) -> list[SearchResult]:
+    count = len(problems)
+    left = np.full(count, budget, np.int32)
+    positions = np.zeros(count, np.int64)
+    right = np.zeros(count, bool)
+    tokens: list[tuple[int, ...]] = [()] * count
+    seed_key = jax.random.key(seed)
+    attempt, open_problems = 0, np.arange(count)
+    while len(open_problems):
+      key = jax.random.fold_in(seed_key, attempt)
+      for begin in range(0, len(open_problems), batch_size):
+        index = open_problems[begin : begin + batch_size]
+        rows = self.engine.rows(min(batch_size, max(count, 1)))
+        batch = self.engine.encode([problems[i] for i in index], rows)
+        numbers = np.zeros(rows, np.int32)
+        numbers[: len(index)] = index
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+        row_budget = np.zeros(rows, np.int32)
+        row_budget[: len(index)] = left[index]
+        out = self._try(batch, keys, row_budget, attempt)
+        for row, i in enumerate(index):
+          tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
+          right[i] = out["right"][row]
+        left[index] -= out["forward_tokens"][: len(index)]
+        positions[index] += out["positions"][: len(index)]
+      attempt += 1
+      if not self.inside:
+        break
+      open_problems = np.flatnonzero(~right & (left > 0))
+    return [
+      SearchResult(problem, tokens[i], bool(right[i]), int(budget - left[i]), int(positions[i]))
+      for i, problem in enumerate(problems)
+    ]
+
+  def _try(
+    self, batch: dict[str, np.ndarray], keys: jax.Array, budget: np.ndarray, attempt: int
+  ) -> dict[str, np.ndarray]:
+    if self.strategy != "mcts":
+      temperature = 0.0 if self.strategy == "greedy" else 1.0
+      out = jax.device_get(self.engine.decode(self.params, batch, keys, temperature))
+      # The cap: an episode longer than what is left was cut there.
+      cut = out["length"] > budget
+      return {
+        "completion": out["completion"],
+        "length": np.minimum(out["length"], budget),
+        "right": out["right"] & ~cut,
+        "forward_tokens": np.minimum(out["length"], budget),
+        "positions": out["positions"],
+      }
+    noise = np.full(len(budget), 0.0 if attempt == 0 else 1.0, np.float32)
+    played = jax.device_get(
+      self.engine.play(
+        self.params,
+        batch,
+        keys,
+        budget,
+        noise,
+        self.play,
+        verify_inside=self.inside,
+        stop_when_found=self.inside,
+      )
+    )
+    found = played.found.found
+    return {
+      "completion": np.where(found[:, None], played.found.completion, played.completion),
+      "length": np.where(found, played.found.length, played.length),
+      "right": found | played.right,
+      "forward_tokens": played.forward_tokens,
+      "positions": played.positions,
+    }

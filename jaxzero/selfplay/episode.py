@@ -1,0 +1,227 @@
+"""The record of one self-played game: what was played, what the search advised, who won.
+
+Stored as msgpack, byte for byte the same for the same episode. P prompt tokens, T moves (tokens
+of the completion), A candidates a searched move, H tokens of a harvested completion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from jaxzero.errors import UserError
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episode:
+  """One game. Two episodes are the same if `to_bytes` is."""
+
+  episode_id: str
+  problem_id: str
+  prompt: str
+  prompt_tokens: np.ndarray  # [P] int32
+  tokens: np.ndarray  # [T] int32: the completion as played
+  searched: np.ndarray  # [T] bool: by search, or straight from the policy
+  candidates: np.ndarray  # [T, A] int32: tokens offered at a move, -1 where not searched
+  weights: np.ndarray  # [T, A + 1] float32: improved policy, last the rest of the vocabulary
+  root_values: np.ndarray  # [T] float32: P(right) by search, 0 where not searched
+  visit_counts: np.ndarray  # [T, A] int32
+  right: bool
+  """The verdict of the game as played."""
+  truncated: bool
+  """It reached the length limit without an end token."""
+  harvested: np.ndarray  # [H] int32: a verified completion found in a tree; empty if none
+  model_step: int
+  """The training step of the parameters that played."""
+  search: dict[str, Any]
+  """The settings of the search, JSON-able."""
+  tree: dict[str, Any] | None = None
+  """One whole search tree, JSON-able; kept for a share of the episodes."""
+
+
+# A1 is A + 1; the letters bind the sizes that must agree.
+_ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
+  "prompt_tokens": (np.int32, ("P",)),
+  "tokens": (np.int32, ("T",)),
+  "searched": (np.bool_, ("T",)),
+  "candidates": (np.int32, ("T", "A")),
+  "weights": (np.float32, ("T", "A1")),
+  "root_values": (np.float32, ("T",)),
+  "visit_counts": (np.int32, ("T", "A")),
+  "harvested": (np.int32, ("H",)),
+}
+_SCALARS: dict[str, type] = {
+  "episode_id": str,
+  "problem_id": str,
+  "prompt": str,
+  "right": bool,
+  "truncated": bool,
+  "model_step": int,
+}
+_FIELDS = {"schema_version", "search", "tree", *_ARRAYS, *_SCALARS}
+
+
+def to_bytes(episode: Episode) -> bytes:
+  """The episode as msgpack, equal bytes for equal episodes (dict keys are sorted).
+
+  Raises:
+    UserError: a field has the wrong dtype, rank or type, or is not JSON-able.
+  """
+  record: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+  for name in sorted(_SCALARS):
+    record[name] = _scalar(name, getattr(episode, name), "the episode to store")
+  for name in sorted(_ARRAYS):
+    array = _array(name, getattr(episode, name), "the episode to store")
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    record[name] = {
+      "dtype": array.dtype.name,
+      "shape": list(array.shape),
+      "data": little.tobytes(),
+    }
+  record["search"] = _plain(episode.search, "search")
+  record["tree"] = _plain(episode.tree, "tree")
+  try:
+    return msgpack.packb(record)
+  except (OverflowError, ValueError) as error:
+    raise UserError(f"the episode {episode.episode_id} cannot be stored: {error}.") from error
+
+
+def from_bytes(data: bytes) -> Episode:
+  """The episode that `to_bytes` wrote; its arrays are read-only views of `data`.
+
+  Raises:
+    UserError: the bytes are not an episode, or one of another schema version.
+  """
+  try:
+    record = msgpack.unpackb(data)
+  except (ValueError, msgpack.UnpackException) as error:
+    raise UserError(
+      f"a record of {len(data)} bytes is not an episode: {error or type(error).__name__}; "
+      "it is damaged or from another program."
+    ) from error
+  where = f"a record of {len(data)} bytes"
+  if not isinstance(record, dict) or "schema_version" not in record:
+    raise UserError(f"{where} is not an episode: it has no schema_version.")
+  if record["schema_version"] != SCHEMA_VERSION:
+    raise UserError(
+      f"{where} has schema_version {record['schema_version']!r}, this jaxzero reads "
+      f"{SCHEMA_VERSION}; use the version that wrote it, or play the episodes again."
+    )
+  if wrong := sorted(_FIELDS ^ set(record), key=str):
+    raise UserError(f"{where} is not an episode: missing or unknown fields {wrong}.")
+  for name, kinds in (("search", dict), ("tree", dict | None)):
+    if not isinstance(record[name], kinds):
+      raise UserError(f"{where}: {name} is a {type(record[name]).__name__}, not a dict.")
+  fields: dict[str, Any] = {"search": record["search"], "tree": record["tree"]}
+  for name in _SCALARS:
+    fields[name] = _scalar(name, record[name], where)
+  for name in _ARRAYS:
+    fields[name] = _array(name, _decode(name, record[name], where), where)
+  return Episode(**fields)
+
+
+def validate(episode: Episode, vocab_size: int) -> None:
+  """Checks what must hold of every episode before it is learned from.
+
+  Raises:
+    UserError: sizes disagree; an id is outside the vocabulary; the candidates of a searched move
+      repeat; its weights are negative, not finite or do not sum to 1 within 1e-3; an unsearched
+      move has candidates, weights or visits; visits are negative; a value is outside [0, 1].
+  """
+  where = f"the episode {episode.episode_id}"
+  _check_sizes(episode, where)
+  searched = episode.searched
+  for name in ("prompt_tokens", "tokens", "harvested"):
+    _check_ids(name, getattr(episode, name), vocab_size, where)
+  _check_ids("candidates", episode.candidates[searched], vocab_size, where)
+  ordered = np.sort(episode.candidates, axis=1)
+  _reject(searched & (ordered[:, 1:] == ordered[:, :-1]).any(1), "candidates repeat", where)
+  _reject(~searched & (episode.candidates != -1).any(1), "unsearched but has candidates", where)
+  _reject(~searched & (episode.weights != 0).any(1), "unsearched but has weights", where)
+  _reject(~searched & (episode.visit_counts != 0).any(1), "unsearched but has visits", where)
+  _reject((episode.visit_counts < 0).any(1), "visit_counts are negative", where)
+  _reject(~np.isfinite(episode.weights).all(1), "weights are not finite", where)
+  _reject((episode.weights < 0).any(1), "weights are negative", where)
+  total = episode.weights.sum(1, dtype=np.float64)
+  _reject(searched & (abs(total - 1) > 1e-3), "weights do not sum to 1", where)
+  values = episode.root_values
+  _reject(~((values >= -1e-3) & (values <= 1 + 1e-3)), "root_values is outside [0, 1]", where)
+
+
+def _check_sizes(episode: Episode, where: str) -> None:
+  sizes: dict[str, int] = {}
+  for name, (_, letters) in _ARRAYS.items():
+    array = _array(name, getattr(episode, name), where)
+    for letter, size in zip(letters, array.shape, strict=True):
+      if sizes.setdefault(letter, size) != size:
+        raise UserError(
+          f"{where}: {name} is {list(array.shape)}, but {letter}={sizes[letter]} elsewhere."
+        )
+  if sizes["A1"] != sizes["A"] + 1:
+    raise UserError(
+      f"{where}: weights have {sizes['A1']} columns for {sizes['A']} candidates; "
+      "one more is needed, for the rest of the vocabulary."
+    )
+
+
+def _check_ids(name: str, ids: np.ndarray, vocab_size: int, where: str) -> None:
+  if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+    raise UserError(
+      f"{where}: {name} has ids from {ids.min()} to {ids.max()}, outside the vocabulary of "
+      f"{vocab_size}."
+    )
+
+
+def _reject(broken: Any, what: str, where: str) -> None:
+  """`broken` [T] bool: the moves that break the rule."""
+  moves = np.asarray(broken)
+  if moves.any():
+    raise UserError(f"{where}: move {int(np.argmax(moves))} of {len(moves)}: {what}.")
+
+
+def _scalar(name: str, value: Any, where: str) -> Any:
+  if type(value) is not _SCALARS[name]:
+    raise UserError(f"{where}: {name} is a {type(value).__name__}, not {_SCALARS[name].__name__}.")
+  return value
+
+
+def _array(name: str, value: Any, where: str) -> np.ndarray:
+  dtype, letters = _ARRAYS[name]
+  if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != len(letters):
+    got = (
+      f"{value.dtype} {list(value.shape)}"
+      if isinstance(value, np.ndarray)
+      else type(value).__name__
+    )
+    raise UserError(f"{where}: {name} is {got}, not {np.dtype(dtype).name} [{', '.join(letters)}].")
+  return value
+
+
+def _decode(name: str, value: Any, where: str) -> np.ndarray:
+  dtype = np.dtype(_ARRAYS[name][0])
+  try:
+    if value["dtype"] != dtype.name or min(value["shape"], default=0) < 0:
+      raise ValueError(f"{value['dtype']} {value['shape']}")
+    flat = np.frombuffer(value["data"], dtype.newbyteorder("<"))
+    return flat.reshape(value["shape"]).astype(dtype, copy=False)
+  except (KeyError, TypeError, ValueError, OverflowError) as error:
+    raise UserError(f"{where}: {name} is not an array of {dtype.name}: {error}.") from error
+
+
+def _plain(value: Any, where: str) -> Any:
+  """The same JSON-able value with sorted keys and lists for tuples."""
+  if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    return {key: _plain(value[key], f"{where}.{key}") for key in sorted(value)}
+  if isinstance(value, list | tuple):
+    return [_plain(item, f"{where}[]") for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f"{where} is {value}, which JSON cannot hold.")
+  if value is None or type(value) in (bool, int, float, str):
+    return value
+  raise UserError(f"{where} is a {type(value).__name__}, which JSON cannot hold.")

@@ -1,0 +1,117 @@
+"""What is asked and how an answer is checked: the few words that every task shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+  import jax
+  import numpy as np
+
+  from jaxzero.tokenizers import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One question; two problems are the same exactly when their ids are.
+
+  Attributes:
+    id: canonical name; splits are disjoint by it.
+    prompt: the text that the model is given.
+    key: the answer key, or None where the problem alone decides (a self-checkable task).
+    meta: anything else worth showing to a person; no verifier reads it.
+  """
+
+  id: str
+  prompt: str = dataclasses.field(compare=False)
+  key: str | None = dataclasses.field(default=None, compare=False)
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """A verifier's decision: right or not (score 1 or 0), and a short phrase why."""
+
+  right: bool
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What follows a prompt: the worked steps (hidden thinking) and the final answer."""
+
+  steps: tuple[str, ...]
+  answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+  """Which task, how hard, and how many worked examples supervise the first model.
+
+  Attributes:
+    name: a name in `jaxzero.tasks.TASKS`.
+    numbers: how many numbers a problem has, 2 to 6.
+    max_number: numbers are drawn from 1 to this one.
+    max_target: targets lie between 1 and this one.
+    worked_examples: how many worked training problems the supervised start sees.
+  """
+
+  name: str = "countdown"
+  numbers: int = 4
+  max_number: int = 9
+  max_target: int = 99
+  worked_examples: int = 2000
+
+
+class Task(Protocol):
+  """A source of problems with an exact, total, bounded and eval-free verifier.
+
+  Where `self_checkable` is true the problem alone decides, so a search may verify at test time, and
+  `problem_array` and `device_verifier` let it do so inside `jax.jit`.
+  """
+
+  name: str
+  self_checkable: bool
+
+  def problem(self, split: str, seed: int, index: int) -> Problem:
+    """Problem `index` of a split's endless stream; pure in its arguments, may repeat itself."""
+    ...
+
+  def problems(self, split: str, seed: int, count: int) -> list[Problem]:
+    """The stream's first `count` distinct problems; UserError where there are not so many."""
+    ...
+
+  def parse(self, prompt: str) -> Problem:
+    """A problem that a person typed; UserError says what is wrong with it."""
+    ...
+
+  def verify(self, problem: Problem, answer: str) -> Verdict:
+    """Right or wrong for any string: never raises, never executes text, bounded time."""
+    ...
+
+  def worked_example(self, problem: Problem, seed: int = 0) -> Completion:
+    """One right completion, pure in (problem.id, seed); UserError where there is none."""
+    ...
+
+  def solvable(self, problem: Problem, prefix: str) -> bool:
+    """Whether some right completion begins with `prefix`, the rendered text after `<think>`."""
+    ...
+
+  def problem_array(self, problem: Problem) -> np.ndarray:
+    """What `device_verifier` needs of a problem: int32 [P], the same P for every problem."""
+    ...
+
+  def device_verifier(
+    self, tokenizer: Tokenizer
+  ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """`verify` as a pure JAX function.
+
+    Returns:
+      f(problem_arrays int32 [B, P], tokens int32 [B, T], length int32 [B]) -> bool [B], where
+      tokens[b, :length[b]] are the answer's tokens: after `</think>`, before the end token.
+    """
+    ...
