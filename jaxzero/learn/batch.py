@@ -63,7 +63,8 @@ def put_text(
 def put_episode(arrays: dict[str, np.ndarray], row: int, episode: Episode) -> None:
   """Writes a self-played episode: the improved policy of searched moves, the outcome as value.
 
-  A truncated episode keeps its weights at zero: neither its policy nor its outcome is trusted.
+  Moves that were not searched are imitated if the game was won. A truncated episode keeps its
+  weights at zero: neither its policy nor its outcome is trusted.
   """
   P, C = len(episode.prompt_tokens), len(episode.tokens)
   put_text(arrays, row, episode.prompt_tokens, episode.tokens, weight=0.0)
@@ -73,6 +74,7 @@ def put_episode(arrays: dict[str, np.ndarray], row: int, episode: Episode) -> No
   arrays["candidates"][row, moves] = episode.candidates
   arrays["soft_target"][row, moves] = episode.weights
   arrays["soft_weight"][row, moves] = episode.searched
+  arrays["hard_weight"][row, moves] = ~episode.searched & episode.right
   arrays["outcome"][row] = episode.right
   arrays["value_weight"][row, moves] = 1.0
 

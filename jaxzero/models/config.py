@@ -11,7 +11,7 @@ from jaxzero.errors import UserError
 class ModelConfig:
   """A Llama-shaped decoder. The vocabulary's size comes from the tokenizer, not from here."""
 
-  num_layers: int = 4
+  num_layers: int = 3
   embed_dim: int = 128
   num_heads: int = 4
   num_kv_heads: int = 2

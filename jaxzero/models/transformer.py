@@ -234,6 +234,15 @@ def param_shardings(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
   return _to_dict(shardings)
 
 
+def param_targets(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
+  """ShapeDtypeStructs with shardings: what a checkpoint is restored to."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract_params(config, vocab_size),
+    param_shardings(config, vocab_size, mesh),
+  )
+
+
 def _to_dict(tree: Any) -> Any:
   if hasattr(tree, "items"):
     return {key: _to_dict(child) for key, child in tree.items()}

@@ -26,8 +26,8 @@ class ImproveConfig:
   batch_size: int = 128
   supervised_share: float = 0.125
   """Share of each batch that is worked examples."""
-  harvest_share: float = 0.125
-  """Share of each batch that imitates verified completions found in the trees of lost games."""
+  harvest_share: float = 0.6
+  """Share of each batch that imitates verified completions found in the trees."""
   evaluate_every: int = 5
   """Rounds between validations."""
   micro_batches: int = 1
@@ -55,12 +55,23 @@ class Experiment:
   task: TaskConfig = TaskConfig()
   model: ModelConfig = ModelConfig()
   mesh: MeshConfig = MeshConfig()
-  max_prompt: int = 24
+  max_prompt: int = 16
   """Prompt positions; with `self_play.play.max_tokens` the model's context."""
   supervised: SupervisedConfig = SupervisedConfig()
   self_play: SelfPlayConfig = SelfPlayConfig()
   improve: ImproveConfig = ImproveConfig()
   evaluation: EvalConfig = EvalConfig()
+
+  def check(self) -> None:
+    """Raises UserError for settings that cannot run, before anything is written."""
+    self.model.check()
+    self.self_play.check()
+    self.improve.check()
+    self.evaluation.check()
+    if self.seed < 0:
+      raise UserError(f"seed={self.seed} must not be negative.")
+    if self.max_prompt < 4:
+      raise UserError(f"max_prompt={self.max_prompt} leaves no room for a problem; use 16 or more.")
 
   @property
   def context(self) -> int:

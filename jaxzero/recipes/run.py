@@ -3,11 +3,14 @@ leaves something the same command continues from."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fcntl
 import json
 import pathlib
 import time
+import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,12 +32,13 @@ STAGES = ("pretrain", "selfplay", "learn", "control", "eval")
 class Run:
   """An open run folder; one process at a time may hold it."""
 
-  def __init__(self, folder: pathlib.Path, experiment: Experiment, resume: bool = True):
+  def __init__(self, folder: pathlib.Path, experiment: Experiment):
     self.folder, self.experiment = pathlib.Path(folder), experiment
+    experiment.check()
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
-    self._check_config(resume)
+    self._check_config()
     self.mesh: Mesh = make_mesh(experiment.mesh)
     self.task = tasks.make(experiment.task)
     self.tokenizer = self._tokenizer()
@@ -48,7 +52,15 @@ class Run:
     )
     self.metrics: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
     self.ledger: dict[str, dict[str, float]] = {}
-    self._begin = time.monotonic()
+    self.seconds = 0.0
+    self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}}
+
+  def __enter__(self) -> Run:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._lock is not None:
+      self._lock.close()
 
   def worked_problems(self) -> list[Problem]:
     return self.task.problems("train", self.experiment.seed, self.experiment.task.worked_examples)
@@ -63,8 +75,24 @@ class Run:
       for problem in self.worked_problems()
     ]
 
-  def result(self, name: str) -> dict[str, Any] | None:
-    """A finished stage's result, or None."""
+  def stage(self, name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a stage: read if it is finished, else done now and written down.
+
+    A stage starts from the books as the one before left them, so one that was killed half-way
+    leaves no trace in metrics or ledger.
+    """
+    done = self._read_result(name)
+    if done is None:
+      begin = time.monotonic()
+      self.rewind(self._books)
+      value = function()
+      done = {"value": value, "seconds": time.monotonic() - begin, "books": self.commit()}
+      write_json(self.folder / "results" / f"{name}.json", done)
+    self._books = done["books"]
+    self.seconds += done["seconds"]
+    return done["value"]
+
+  def _read_result(self, name: str) -> dict[str, Any] | None:
     path = self.folder / "results" / f"{name}.json"
     if not path.exists():
       return None
@@ -72,9 +100,6 @@ class Run:
       return json.loads(path.read_text())
     except ValueError as error:
       raise UserError(f"{path} is damaged; delete it and its stage is done again.") from error
-
-  def save_result(self, name: str, result: Any) -> None:
-    write_json(self.folder / "results" / f"{name}.json", result)
 
   def log(self, **row: Any) -> None:
     """Adds a row of metrics; it reaches the disk with `commit`."""
@@ -90,14 +115,14 @@ class Run:
     """Writes metrics and ledger; returns what a checkpoint's meta must hold to get back here."""
     write_jsonl(self.folder / "metrics.jsonl", self.metrics)
     write_json(self.folder / "ledger.json", self.ledger)
-    return {"metrics_rows": len(self.metrics), "ledger": self.ledger}
+    return {"metrics_rows": len(self.metrics), "ledger": copy.deepcopy(self.ledger)}
 
   def rewind(self, meta: dict[str, Any]) -> None:
     """Puts metrics and ledger back to where a checkpoint was made."""
     self.metrics = self.metrics[: meta["metrics_rows"]]
     self.ledger = {stage: dict(entry) for stage, entry in meta["ledger"].items()}
 
-  def _check_config(self, resume: bool) -> None:
+  def _check_config(self) -> None:
     path = self.folder / "config.json"
     config = config_dict(self.experiment)
     if path.exists():
@@ -153,8 +178,6 @@ def config_dict(experiment: Experiment) -> dict[str, Any]:
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
   """The frozen dataclass tree that `dataclasses.asdict` flattened."""
-  import typing
-
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)

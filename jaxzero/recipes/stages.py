@@ -15,7 +15,7 @@ from jaxzero.evals.evaluate import evaluate
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.supervised import Examples
 from jaxzero.learn.train import Trainer, TrainState
-from jaxzero.models.transformer import Params, param_shardings
+from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
@@ -92,8 +92,7 @@ def fit_supervised(
   state, meta = _resume(run, checkpoints, trainer, state)
   step, best, stale = meta.get("step", 0), meta.get("best", -1.0), meta.get("stale", 0)
   patience = config.patience if max_flops is None else np.inf
-  with bar(f"{name} training", total=last_step, unit="steps") as progress:
-    progress.advance(step)
+  with bar(f"{name} training", total=last_step, unit="steps", start=step) as progress:
     while step < last_step and stale < patience:
       begin = time.monotonic()
       until = min(step + config.evaluate_every, last_step)
@@ -149,8 +148,7 @@ def self_play_rounds(run: Run, start: Params) -> tuple[Params, ReplayStore]:
   store.discard_after(first - 1)
   reference = jax.tree.map(lambda x: x.copy(), start) if config.loss.kl_weight else None
   seed = experiment.seed * 10 + _BASE_SEED["self_play"]
-  with bar("self-play rounds", total=config.rounds, unit="rounds") as progress:
-    progress.advance(first)
+  with bar("self-play rounds", total=config.rounds, unit="rounds", start=first) as progress:
     for round in range(first, config.rounds):
       begin = time.monotonic()
       step = round * config.steps_per_round
@@ -201,7 +199,7 @@ class ReplayWindow:
     self.worked = worked
     self.store = store
     self.window = store.window(round, self.config.replay_rounds)
-    self.sampler = store.sampler(self.window, self.seed + 7919 * round)
+    self.sampler = store.sampler(self.window, (self.seed, round))
 
   def batch(self, step: int) -> batch_lib.Batch:
     config = self.config
@@ -244,18 +242,8 @@ def load_params(run: Run, stage: str, best: bool = False) -> Params:
   checkpoints = Checkpoints(run.folder / "checkpoints" / stage, keep_best=best)
   step = checkpoints.best() if best else checkpoints.latest
   assert step is not None
-  return checkpoints.restore(step, _targets(run))["params"]
-
-
-def _targets(run: Run) -> Params:
-  from jaxzero.models.transformer import abstract_params
-
-  model, vocab_size = run.experiment.model, run.tokenizer.vocab_size
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract_params(model, vocab_size),
-    param_shardings(model, vocab_size, run.mesh),
-  )
+  target = param_targets(run.experiment.model, run.tokenizer.vocab_size, run.mesh)
+  return checkpoints.restore(step, target)["params"]
 
 
 def _resume(

@@ -38,8 +38,8 @@ class Engine:
     tokenizer: Tokenizer,
     task: Task,
     mesh: Mesh,
-    max_prompt: int = 24,
-    max_tokens: int = 40,
+    max_prompt: int = 16,
+    max_tokens: int = 34,
   ):
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens

@@ -27,10 +27,10 @@ class PlayConfig:
   mcts: mcts.MCTSConfig = mcts.MCTSConfig()
   fork_threshold: float = 0.95
   """A token with at least this probability is played without a search; above 1: always search."""
-  max_searches: int = 40
+  max_searches: int = 1
   """Forks searched in an episode, from its start; at later ones a token is sampled (noise > 0) or
   the most likely one taken."""
-  max_tokens: int = 40
+  max_tokens: int = 34
   """The longest completion; an episode that reaches it is truncated and counts as wrong."""
 
   def check(self, vocab_size: int) -> None:

@@ -61,8 +61,8 @@ class TaskConfig:
   """
 
   name: str = "countdown"
-  numbers: int = 4
-  max_number: int = 9
+  numbers: int = 3
+  max_number: int = 15
   max_target: int = 99
   worked_examples: int = 2000
 

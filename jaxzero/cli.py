@@ -1,0 +1,310 @@
+"""The command line: one verb per job a user has. See docs/cli.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from jaxzero.errors import UserError
+
+if TYPE_CHECKING:
+  from jaxzero.recipes.experiment import Experiment
+
+_VERBS = """\
+usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
+
+  learn    quickstart                    from random weights to a model that taught itself
+           train CONFIG.py               the same stages with a config of your own
+  think    solve RUN "2 5 6 = 32"        answer one problem
+           eval RUN                      accuracy and cost on held-out problems
+  look     report RUN                    write RUN/report.html again
+           bench search                  simulations/s beside plain decoding
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solve:
+  """Answer one problem: jaxzero solve RUN "2 5 6 = 32" --strategy mcts --budget 512"""
+
+  run: Annotated[pathlib.Path, tyro.conf.Positional]
+  problem: Annotated[str, tyro.conf.Positional]
+  strategy: str = "mcts"
+  budget: int = 512
+  """Forward tokens after the prompt; a cap."""
+  show_thinking: bool = False
+  """Print the hidden reasoning too."""
+  seed: int = 0
+  json: pathlib.Path | None = None
+  """Write one JSON object here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """Measure a run: jaxzero eval RUN --strategy mcts --budget 256"""
+
+  run: Annotated[pathlib.Path, tyro.conf.Positional]
+  strategy: str = "greedy"
+  budget: int | None = None
+  """Forward tokens per problem after the prompt, a cap; default: the longest completion."""
+  problems: int = 500
+  split: str = "test"
+  stage: str | None = None
+  """Checkpoint to measure: pretrain, self_play or control; default: the furthest of the first two."""
+  seed: int = 0
+  json: pathlib.Path | None = None
+  """Write one JSON object here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Write a run's page again: jaxzero report RUN"""
+
+  run: Annotated[pathlib.Path, tyro.conf.Positional]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """Measure speed beside baselines: jaxzero bench search"""
+
+  what: Annotated[str, tyro.conf.Positional]
+  batch_sizes: tuple[int, ...] = (64,)
+  num_simulations: int = 32
+  repeats: int = 7
+  json: pathlib.Path | None = None
+  """Write one JSON object here."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """Runs one verb; exits 0 done, 1 a bug, 2 bad input, 3 stopped with everything saved."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  for name in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(name, _stop)
+  try:
+    _run(arguments)
+  except UserError as error:
+    print(f"jaxzero: {error}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print("jaxzero: stopped; the same command continues where it was.", file=sys.stderr)
+    sys.exit(3)
+
+
+def _run(arguments: list[str]) -> None:
+  if not arguments or arguments[0] in ("-h", "--help"):
+    print(_VERBS, end="")
+    return
+  verb, rest = arguments[0], arguments[1:]
+  verbs = {
+    "quickstart": _quickstart,
+    "train": _train,
+    "solve": _solve,
+    "eval": _eval,
+    "report": _report,
+    "bench": _bench,
+  }
+  if verb not in verbs:
+    raise UserError(f"unknown verb {verb!r}; choose one of {', '.join(verbs)}.")
+  verbs[verb](rest)
+
+
+def _start_jax() -> None:
+  """Joins the hosts where they are configured, and warns of an accelerator left idle."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import jax
+
+  from jaxzero.parallel.hosts import initialize_hosts
+
+  initialize_hosts()
+  # The cache makes a restarted run start at once; a user's own setting wins.
+  if not jax.config.jax_compilation_cache_dir:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", f"{cache}/jaxzero/xla")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if jax.default_backend() == "cpu" and any(
+    pathlib.Path(device).exists() for device in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
+  ):
+    warnings.warn(
+      "an accelerator is present, but jax runs on the CPU; install jaxzero[tpu], "
+      "jaxzero[cuda12] or jaxzero[cuda13].",
+      stacklevel=1,
+    )
+
+
+def _quickstart(arguments: list[str]) -> None:
+  from jaxzero.recipes.experiment import Experiment
+
+  _experiment(Experiment(), arguments, pathlib.Path("runs/quickstart"), "jaxzero quickstart")
+
+
+def _train(arguments: list[str]) -> None:
+  if not arguments or arguments[0].startswith("-"):
+    raise UserError("train needs a config file: jaxzero train configs/smoke.py --run runs/smoke.")
+  path = pathlib.Path(arguments[0])
+  if not path.is_file():
+    raise UserError(f"there is no config file {path}; configs/ holds some to start from.")
+  experiment = runpy.run_path(str(path)).get("config")
+  if experiment is None:
+    raise UserError(f"{path} defines no `config`; end it with config = Experiment(...).")
+  _experiment(experiment, arguments[1:], pathlib.Path("runs") / path.stem, f"jaxzero train {path}")
+
+
+def _experiment(
+  default: Experiment, arguments: list[str], folder: pathlib.Path, name: str
+) -> None:
+  """Parses --run, --json and overrides of any knob, then runs every stage."""
+  from jaxzero.recipes.experiment import Experiment
+
+  @dataclasses.dataclass(frozen=True)
+  class Arguments:
+    config: tyro.conf.OmitArgPrefixes[Experiment]
+    run: pathlib.Path = folder
+    """The run's folder; an unfinished run there is continued."""
+    json: pathlib.Path | None = None
+    """Write the summary here too."""
+
+  parsed = _parse(Arguments, arguments, name, Arguments(config=default))
+  parsed.config.check()
+  _start_jax()
+  from jaxzero.recipes.quickstart import quickstart
+
+  summary = quickstart(parsed.config, parsed.run)
+  _print_summary(summary, parsed.run)
+  _write_json(parsed.json, summary)
+
+
+def _print_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  table = Table(title="greedy accuracy on held-out problems", title_justify="left")
+  for column in ("stage", "solved", "95 % interval"):
+    table.add_column(column)
+  rows = {
+    "supervised": summary["supervised"],
+    "control (more supervision, equal FLOPs)": summary["control"],
+    "self-play": summary["self_play"],
+  }
+  for result in summary["search"]:
+    rows[f"self-play, mcts {result['multiple']}x"] = result
+  for label, result in rows.items():
+    low, high = result["ci95"]
+    table.add_row(
+      label,
+      f"{result['solved']}/{result['problems']} = {result['accuracy']:.1%}",
+      f"{low:.1%} to {high:.1%}",
+    )
+  console = Console()
+  console.print(table)
+  console.print(f"{summary['wall_s'] / 60:.1f} minutes; open {folder / 'report.html'}")
+
+
+def _solve(arguments: list[str]) -> None:
+  parsed = _parse(Solve, arguments, "jaxzero solve")
+  _start_jax()
+  import time
+
+  from jaxzero.loading import load
+  from jaxzero.tasks.transcript import parse_completion
+
+  run = load(parsed.run)
+  begin = time.monotonic()
+  result = run.solve(parsed.problem, parsed.strategy, parsed.budget, parsed.seed)
+  completion, finished = parse_completion(run.tokenizer, result.tokens)
+  answer = completion.answer if finished else None
+  if parsed.show_thinking:
+    print(f"thinking: {' ; '.join(completion.steps)}")
+  verdict = "right" if result.right else "wrong" if finished else "no answer within the budget"
+  print(f"{answer or '-'}   ({verdict}; {result.forward_tokens} forward tokens)")
+  record = {
+    "answer": answer,
+    "correct": result.right if run.engine.task.self_checkable else None,
+    "forward_tokens": result.forward_tokens,
+    "wall_s": time.monotonic() - begin,
+  }
+  if parsed.show_thinking:
+    record["thinking"] = list(completion.steps)
+  _write_json(parsed.json, record)
+
+
+def _eval(arguments: list[str]) -> None:
+  parsed = _parse(Eval, arguments, "jaxzero eval")
+  if parsed.problems < 1:
+    raise UserError(f"--problems {parsed.problems} must be at least 1.")
+  _start_jax()
+  from jaxzero.evals.evaluate import evaluate
+  from jaxzero.loading import load
+
+  run = load(parsed.run, parsed.stage)
+  config = run.experiment.evaluation
+  budget = run.engine.max_tokens if parsed.budget is None else parsed.budget
+  problems = run.engine.task.problems(parsed.split, 0, parsed.problems)
+  result, _ = evaluate(
+    run.engine,
+    run.params,
+    problems,
+    parsed.strategy,
+    budget,
+    parsed.seed,
+    parsed.split,
+    run.step,
+    config.play_at(budget // run.engine.max_tokens, run.experiment.self_play.play),
+    min(config.batch_size, parsed.problems),
+  )
+  low, high = result["ci95"]
+  print(
+    f"{parsed.strategy}: {result['solved']}/{result['problems']} = {result['accuracy']:.1%} "
+    f"(95 % {low:.1%} to {high:.1%}), {result['forward_tokens_per_problem']:.1f} forward tokens "
+    f"and {result['flops_per_problem']:.3g} FLOPs a problem, {result['wall_s']:.1f} s"
+  )
+  _write_json(parsed.json, result)
+
+
+def _report(arguments: list[str]) -> None:
+  parsed = _parse(Report, arguments, "jaxzero report")
+  from jaxzero.view.report import write_report
+
+  print(write_report(parsed.run))
+
+
+def _bench(arguments: list[str]) -> None:
+  parsed = _parse(Bench, arguments, "jaxzero bench")
+  if parsed.what != "search":
+    raise UserError(f"there is no benchmark {parsed.what!r}; choose: search.")
+  _start_jax()
+  from jaxzero.recipes.bench import bench_search, table
+
+  result = bench_search(parsed.batch_sizes, parsed.num_simulations, parsed.repeats)
+  print(table(result))
+  _write_json(parsed.json, result)
+
+
+def _parse(cls: Any, arguments: list[str], name: str, default: Any = None) -> Any:
+  """tyro's parser; a typo is an error with exit code 2."""
+  keywords = {} if default is None else {"default": default}
+  return tyro.cli(cls, args=arguments, prog=name, **keywords)
+
+
+def _write_json(path: pathlib.Path | None, value: Any) -> None:
+  if path is not None:
+    from jaxzero.files import write_atomic
+
+    if not path.parent.is_dir():
+      raise UserError(f"the folder of --json {path} does not exist; make it first.")
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _stop(*_: object) -> None:
+  raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+  main()

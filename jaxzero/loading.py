@@ -1,0 +1,84 @@
+"""`jaxzero.load(RUN)`: a finished run's model, tokenizer and config in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from jaxzero import tasks
+from jaxzero.checkpoints import Checkpoints
+from jaxzero.errors import UserError
+from jaxzero.models.config import ModelConfig
+from jaxzero.models.transformer import Params, param_targets
+from jaxzero.parallel.mesh import make_mesh
+from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.run import load_experiment
+from jaxzero.search.engine import Engine
+from jaxzero.search.strategies import SearchResult, search
+from jaxzero.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+  """A run's newest model, ready to think."""
+
+  experiment: Experiment
+  tokenizer: Tokenizer
+  params: Params
+  engine: Engine
+  stage: str
+  step: int
+
+  @property
+  def model(self) -> ModelConfig:
+    return self.experiment.model
+
+  def solve(
+    self, prompt: str, strategy: str = "mcts", budget: int = 512, seed: int = 0
+  ) -> SearchResult:
+    """Answers one problem, such as "2 5 6 = 32"; UserError where the text is no problem."""
+    problem = self.engine.task.parse(prompt)
+    play = self.experiment.evaluation.play_at(
+      budget // max(1, self.engine.max_tokens), self.experiment.self_play.play
+    )
+    return search(
+      self.engine, self.params, [problem], strategy, budget, seed, play=play, batch_size=1
+    )[0]
+
+
+def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
+  """Loads a run's newest parameters onto the devices at hand, whatever it was trained on.
+
+  Args:
+    folder: the run.
+    stage: `pretrain` (its best), `self_play` or `control`; default: the furthest one.
+
+  Raises:
+    UserError: no run there, no checkpoint yet, or a damaged one.
+  """
+  folder = pathlib.Path(folder)
+  experiment = load_experiment(folder)
+  # A run made on a pod's mesh loads on one machine: all its devices become data shards.
+  mesh = make_mesh(dataclasses.replace(experiment.mesh, data=0, fsdp=1, tensor=1))
+  tokenizer = Tokenizer.load(folder / "tokenizer")
+  names = (stage,) if stage else ("self_play", "pretrain")
+  for name in names:
+    checkpoints = Checkpoints(folder / "checkpoints" / name)
+    step = checkpoints.latest if name == "self_play" else checkpoints.best()
+    if step is None:
+      continue
+    target = param_targets(experiment.model, tokenizer.vocab_size, mesh)
+    params = checkpoints.restore(step, target)["params"]
+    engine = Engine(
+      experiment.model,
+      tokenizer,
+      tasks.make(experiment.task),
+      mesh,
+      experiment.max_prompt,
+      experiment.self_play.play.max_tokens,
+    )
+    return LoadedRun(experiment, tokenizer, params, engine, name, step)
+  raise UserError(
+    f"{folder} has no checkpoint of {' or '.join(names)} yet; let `jaxzero quickstart --run "
+    f"{folder}` reach one."
+  )

@@ -1,0 +1,132 @@
+"""The whole story on one machine: learn from few examples, teach yourself, see what it bought."""
+
+from __future__ import annotations
+
+import pathlib
+import resource
+import sys
+from typing import Any
+
+import numpy as np
+
+from jaxzero.checkpoints import Checkpoints
+from jaxzero.evals.evaluate import evaluate
+from jaxzero.models.transformer import Params
+from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.run import Run, config_dict, write_json
+from jaxzero.recipes.stages import (
+  charge_evaluation,
+  fit_supervised,
+  load_params,
+  self_play_rounds,
+  spent,
+)
+from jaxzero.recipes.trees import searched_problems
+from jaxzero.search.strategies import search
+from jaxzero.view.report import write_report
+
+
+def quickstart(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
+  """Runs every stage that is not finished yet; returns the summary (RUN/summary.json)."""
+  with Run(folder, experiment) as run:
+    supervised = run.stage("supervised", lambda: _supervised(run))
+    self_play = run.stage("self_play", lambda: _self_play(run))
+    control = run.stage("control", lambda: _control(run))
+    curves = run.stage("search", lambda: _search_curves(run))
+    write_json(run.folder / "trees.json", run.stage("trees", lambda: searched_problems(run))["trees"])
+    parameters = experiment.model.parameters(run.tokenizer.vocab_size)
+    summary = {
+      "config": config_dict(experiment),
+      "seed": experiment.seed,
+      "task": run.task.name,
+      "parameters": parameters,
+      "supervised": supervised["test"],
+      "control": control["test"],
+      "self_play": self_play["test"],
+      **curves,
+      "ledger": run.ledger,
+      "wall_s": run.seconds,
+      "peak_rss_bytes": peak_rss_bytes(),
+    }
+    write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
+  return summary
+
+
+def test_accuracy(run: Run, params: Params, step: int) -> dict[str, Any]:
+  """Greedy accuracy on the test problems, charged to the ledger."""
+  config = run.experiment.evaluation
+  result, _ = evaluate(
+    run.engine,
+    params,
+    run.task.problems("test", 0, config.problems),
+    "greedy",
+    budget=run.engine.max_tokens,
+    seed=run.experiment.seed,
+    step=step,
+    batch_size=config.batch_size,
+  )
+  charge_evaluation(run, result)
+  return result
+
+
+def _supervised(run: Run) -> dict[str, Any]:
+  params = fit_supervised(run, "pretrain")
+  step = Checkpoints(run.folder / "checkpoints" / "pretrain").best()
+  return {"test": test_accuracy(run, params, step or 0)}
+
+
+def _self_play(run: Run) -> dict[str, Any]:
+  params = self_play_rounds(run, load_params(run, "pretrain", best=True))
+  improve = run.experiment.improve
+  return {"test": test_accuracy(run, params, improve.rounds * improve.steps_per_round)}
+
+
+def _control(run: Run) -> dict[str, Any]:
+  """More of the same supervision, for as many FLOPs as self-play and its learning took."""
+  flops = spent(run) - run.ledger["pretrain"]["flops"]
+  start = load_params(run, "pretrain", best=True)
+  params = fit_supervised(run, "control", start, max_flops=flops)
+  step = Checkpoints(run.folder / "checkpoints" / "control").best()
+  return {"test": test_accuracy(run, params, step or 0)}
+
+
+def _search_curves(run: Run) -> dict[str, Any]:
+  """Accuracy at budgets in multiples of the mean sampled episode, verifying inside if allowed."""
+  config, task = run.experiment.evaluation, run.task
+  models = {"": load_params(run, "self_play"), "_supervised": load_params(run, "pretrain", best=True)}
+  sampled = search(
+    run.engine,
+    models["_supervised"],
+    task.problems("validation", 0, config.validation_problems),
+    "sample",
+    run.engine.max_tokens,
+    seed=run.experiment.seed,
+    batch_size=config.batch_size,
+  )
+  unit = float(np.mean([len(result.tokens) for result in sampled]))
+  problems = task.problems("test", 0, config.problems)
+  curves: dict[str, Any] = {"unit_tokens": unit}
+  for suffix, params in models.items():
+    for name, strategy in (("search", "mcts"), ("sample", "best_of_n")):
+      curves[name + suffix] = []
+      for multiple in config.budgets:
+        result, _ = evaluate(
+          run.engine,
+          params,
+          problems,
+          strategy,
+          budget=max(1, round(unit * multiple)),
+          seed=run.experiment.seed,
+          play=config.play_at(multiple, run.experiment.self_play.play),
+          batch_size=config.batch_size,
+        )
+        charge_evaluation(run, result)
+        curves[name + suffix].append({**result, "multiple": multiple})
+  return curves
+
+
+def peak_rss_bytes() -> int:
+  """The most memory this process has held."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return int(peak if sys.platform == "darwin" else peak * 1024)
