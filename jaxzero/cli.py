@@ -163,15 +163,13 @@ def _experiment(
   """Parses --run, --json and overrides of any knob, then runs every stage."""
   from jaxzero.recipes.experiment import Experiment
 
-  @dataclasses.dataclass(frozen=True)
-  class Arguments:
-    config: tyro.conf.OmitArgPrefixes[Experiment]
-    run: pathlib.Path = folder
-    """The run's folder; an unfinished run there is continued."""
-    json: pathlib.Path | None = None
-    """Write the summary here too."""
-
-  parsed = _parse(Arguments, arguments, name, Arguments(config=default))
+  fields = [
+    ("config", Annotated[Experiment, tyro.conf.arg(name="")], default),
+    ("run", Annotated[pathlib.Path, tyro.conf.arg(help="The run's folder; continued.")], folder),
+    ("json", Annotated[pathlib.Path | None, tyro.conf.arg(help="Summary, again.")], None),
+  ]
+  Arguments = dataclasses.make_dataclass("Arguments", fields, frozen=True)
+  parsed = _parse(Arguments, arguments, name)
   parsed.config.check()
   _start_jax()
   from jaxzero.recipes.quickstart import quickstart
@@ -287,10 +285,9 @@ def _bench(arguments: list[str]) -> None:
   _write_json(parsed.json, result)
 
 
-def _parse(cls: Any, arguments: list[str], name: str, default: Any = None) -> Any:
+def _parse(cls: Any, arguments: list[str], name: str) -> Any:
   """tyro's parser; a typo is an error with exit code 2."""
-  keywords = {} if default is None else {"default": default}
-  return tyro.cli(cls, args=arguments, prog=name, **keywords)
+  return tyro.cli(cls, args=arguments, prog=name)
 
 
 def _write_json(path: pathlib.Path | None, value: Any) -> None:

@@ -19,6 +19,7 @@ from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
+from jaxzero.selfplay.episode import validate as validate_episode
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.selfplay.run import play_round
 
@@ -128,7 +129,7 @@ def fit_supervised(
   return load_params(run, name, best=True)
 
 
-def self_play_rounds(run: Run, start: Params) -> tuple[Params, ReplayStore]:
+def self_play_rounds(run: Run, start: Params) -> Params:
   """Self-play, store, learn, validate, checkpoint; returns the last round's parameters."""
   experiment, config = run.experiment, run.experiment.improve
   config.check()
@@ -155,6 +156,8 @@ def self_play_rounds(run: Run, start: Params) -> tuple[Params, ReplayStore]:
       episodes, cost = play_round(
         run.engine, state.params, experiment.self_play, seed, round, step
       )
+      for episode in episodes:
+        validate_episode(episode, run.tokenizer.vocab_size)
       store.write(round, episodes)
       played = time.monotonic()
       run.charge("selfplay", cost["flops"], played - begin, cost["forward_tokens"])
@@ -180,7 +183,7 @@ def self_play_rounds(run: Run, start: Params) -> tuple[Params, ReplayStore]:
       data = {"seed": seed, "step": step + config.steps_per_round, "round": round}
       meta = {"round": round, **run.commit()}
       checkpoints.save(round, state.params, state.optimizer, data, meta)
-  return state.params, store
+  return state.params
 
 
 def spent(run: Run) -> float:
@@ -214,7 +217,7 @@ class ReplayWindow:
     while row < config.batch_size:
       episode = self.sampler[number]
       number += 1
-      if harvested < harvest and len(episode.harvested) and not episode.right:
+      if harvested < harvest and len(episode.harvested):
         batch_lib.put_text(arrays, row, episode.prompt_tokens, episode.harvested)
         harvested += 1
       else:

@@ -15,8 +15,8 @@ from jaxzero.errors import UserError
 from jaxzero.tasks.base import SPLITS, TaskConfig
 from jaxzero.tasks.countdown import split_of
 
-TASK = tasks.make(TaskConfig())
-THREE = tasks.make(TaskConfig(numbers=3))
+TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
+THREE = tasks.make(TaskConfig(numbers=3, max_number=9))
 OPS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
@@ -204,7 +204,7 @@ def test_solvable_rejects_false_or_unfinished_thinking():
 
 
 def test_problem_is_a_pure_function_in_its_split():
-  fresh = tasks.make(TaskConfig())
+  fresh = tasks.make(TaskConfig(numbers=4, max_number=9))
   for split in SPLITS:
     for index in (7, 0, 3):
       problem = TASK.problem(split, 11, index)

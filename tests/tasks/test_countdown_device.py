@@ -16,7 +16,7 @@ from jaxzero.tasks.base import TaskConfig
 from jaxzero.tasks.expression import ALPHABET, LIMIT
 from jaxzero.tokenizers import Tokenizer
 
-TASK = tasks.make(TaskConfig())
+TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
 TOKENIZER = Tokenizer.train(["2 4 5 6 = 32", "6*5=30"])
 DEVICE = jax.jit(TASK.device_verifier(TOKENIZER))
 WIDTH, BATCH = 26, 32

@@ -8,7 +8,7 @@ from jaxzero.tasks import transcript
 from jaxzero.tasks.base import Completion, TaskConfig
 from jaxzero.tokenizers import Tokenizer
 
-TASK = tasks.make(TaskConfig())
+TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
 TOKENIZER = Tokenizer.train(["2 4 5 6 = 32", "6*5=30"])
 PROBLEM = TASK.parse("2 4 5 6 = 32")
 WORKED = Completion(steps=("6*5=30", "4-2=2", "30+2=32"), answer="6*5+(4-2)")
