@@ -15,7 +15,7 @@ config = Experiment(
     play=PlayConfig(
       mcts=MCTSConfig(num_simulations=24, num_candidates=8, order="best_first"),
       max_searches=1,
-      max_tokens=34,
+      max_tokens=30,
     ),
     episodes_per_round=64,
     batch_size=64,

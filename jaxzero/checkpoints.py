@@ -88,6 +88,12 @@ class Checkpoints:
         "use the config it was made with, or another folder."
       ) from error
 
+  def restore_as_saved(self, step: int) -> dict[str, Any]:
+    """Loads a step as it was saved, onto the same devices; nested dicts and lists."""
+    self.check(step)
+    with self._open() as checkpointer:
+      return checkpointer.load_checkpointables(step)
+
   def check(self, step: int) -> None:
     """Compares every file with its checksum; raises UserError naming the first bad one."""
     if not self._digest_path(step).exists():

@@ -36,8 +36,11 @@ class LoadedRun:
   def solve(
     self, prompt: str, strategy: str = "mcts", budget: int = 512, seed: int = 0
   ) -> SearchResult:
-    """Answers one problem, such as "2 5 6 = 32"; UserError where the text is no problem."""
+    """Answers one problem, such as "2 5 6 = 32"; UserError where the text is no problem
+    or the problem has no solution."""
     problem = self.engine.task.parse(prompt)
+    if not self.engine.task.solvable(problem, ""):
+      raise UserError(f"{problem.prompt!r} has no solution; give another target or other numbers.")
     play = self.experiment.evaluation.play_at(
       budget // max(1, self.engine.max_tokens), self.experiment.self_play.play
     )

@@ -14,7 +14,7 @@ from jaxzero.learn.train import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-  steps: int = 600
+  steps: int = 500
   batch_size: int = 64
   evaluate_every: int = 50
   """Steps between validations; each also saves a checkpoint."""

@@ -21,23 +21,23 @@ from jaxzero.parallel.sharding import replicated
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with linear warmup, then constant or cosine decay, and clipping by global norm."""
+  """AdamW with linear warmup, cosine decay to a tenth, and clipping by global norm."""
 
-  learning_rate: float = 1e-3
-  warmup_steps: int = 50
-  decay_steps: int = 0
-  """Cosine decay to a tenth over so many steps; 0: constant."""
+  learning_rate: float = 2e-3
+  warmup_steps: int = 20
   weight_decay: float = 0.1
   beta2: float = 0.98
   max_grad_norm: float = 1.0
 
-  def make(self) -> optax.GradientTransformation:
-    if self.decay_steps:
-      schedule = optax.warmup_cosine_decay_schedule(
-        0.0, self.learning_rate, self.warmup_steps, self.decay_steps, 0.1 * self.learning_rate
-      )
-    else:
-      schedule = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+  def make(self, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a training of so many steps; beyond them the rate stays at its tenth."""
+    schedule = optax.warmup_cosine_decay_schedule(
+      init_value=0.0,
+      peak_value=self.learning_rate,
+      warmup_steps=min(self.warmup_steps, steps // 2),
+      decay_steps=steps,
+      end_value=0.1 * self.learning_rate,
+    )
     return optax.chain(
       optax.clip_by_global_norm(self.max_grad_norm),
       optax.adamw(schedule, b1=0.9, b2=self.beta2, weight_decay=self.weight_decay, mask=_decayed),
@@ -68,11 +68,12 @@ class Trainer:
     optimizer: OptimizerConfig,
     loss: losses.LossConfig,
     mesh: Mesh,
+    steps: int,
     micro_batches: int = 1,
   ):
     self.model, self.vocab_size, self.mesh = model, vocab_size, mesh
     self.loss, self.micro_batches = loss, micro_batches
-    self.optimizer = optimizer.make()
+    self.optimizer = optimizer.make(steps)
     self.shardings = self._state_shardings()
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.fresh_optimizer = jax.jit(self._fresh_optimizer, out_shardings=self.shardings)

@@ -19,7 +19,7 @@ from jaxzero.tasks.base import TaskConfig
 class ImproveConfig:
   """Rounds of self-play and learning from it."""
 
-  rounds: int = 60
+  rounds: int = 44
   replay_rounds: int = 8
   """Learning draws from so many of the newest rounds."""
   steps_per_round: int = 8
@@ -31,7 +31,7 @@ class ImproveConfig:
   evaluate_every: int = 5
   """Rounds between validations."""
   micro_batches: int = 1
-  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4, warmup_steps=20)
+  optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
 
   def check(self) -> None:

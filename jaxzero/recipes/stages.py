@@ -4,6 +4,7 @@ alone, so a killed run ends in the same bits as one that was never killed."""
 
 from __future__ import annotations
 
+import pathlib
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxzero.checkpoints import Checkpoints
+from jaxzero.errors import UserError
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.supervised import Examples
@@ -74,18 +76,19 @@ def fit_supervised(
     start: parameters to go on from; None draws random ones.
   """
   experiment, config = run.experiment, run.experiment.supervised
+  step_flops = train_flops(run, config.batch_size)
+  last_step = config.steps if max_flops is None else max(1, int(max_flops / step_flops))
   trainer = Trainer(
     experiment.model,
     run.tokenizer.vocab_size,
     config.optimizer,
     experiment.improve.loss,
     run.mesh,
+    last_step,
   )
   checkpoints = Checkpoints(run.folder / "checkpoints" / name, keep_best=True)
   seed = experiment.seed * 10 + _BASE_SEED["examples" if start is None else "control"]
   examples = Examples(run.worked_examples(), experiment.context, 1, seed)
-  step_flops = train_flops(run, config.batch_size)
-  last_step = config.steps if max_flops is None else max(1, int(max_flops / step_flops))
   if start is None:
     state = trainer.init(jax.random.key(experiment.seed * 10 + _BASE_SEED["init"]))
   else:
@@ -139,6 +142,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
     config.optimizer,
     config.loss,
     run.mesh,
+    config.rounds * config.steps_per_round,
     config.micro_batches,
   )
   checkpoints = Checkpoints(run.folder / "checkpoints" / "self_play")
@@ -147,6 +151,9 @@ def self_play_rounds(run: Run, start: Params) -> Params:
   state, meta = _resume(run, checkpoints, trainer, trainer.fresh_optimizer(start))
   first = meta.get("round", -1) + 1
   store.discard_after(first - 1)
+  damage = store.verify()
+  if damage:
+    raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
   reference = jax.tree.map(lambda x: x.copy(), start) if config.loss.kl_weight else None
   seed = experiment.seed * 10 + _BASE_SEED["self_play"]
   with bar("self-play rounds", total=config.rounds, unit="rounds", start=first) as progress:
@@ -247,6 +254,15 @@ def load_params(run: Run, stage: str, best: bool = False) -> Params:
   assert step is not None
   target = param_targets(run.experiment.model, run.tokenizer.vocab_size, run.mesh)
   return checkpoints.restore(step, target)["params"]
+
+
+def newest_state(folder: pathlib.Path, stage: str) -> dict[str, np.ndarray]:
+  """A stage's newest parameters and optimizer as {path: array}, for comparing runs."""
+  checkpoints = Checkpoints(folder / "checkpoints" / stage)
+  assert checkpoints.latest is not None
+  items = checkpoints.restore_as_saved(checkpoints.latest)
+  leaves = jax.tree_util.tree_leaves_with_path([items["params"], items["optimizer"]])
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _resume(

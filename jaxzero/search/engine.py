@@ -39,7 +39,7 @@ class Engine:
     task: Task,
     mesh: Mesh,
     max_prompt: int = 16,
-    max_tokens: int = 34,
+    max_tokens: int = 30,
   ):
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
@@ -98,7 +98,8 @@ class Engine:
     batch: dict[str, Any],
     keys: jax.Array,
     budget: np.ndarray,
-    noise: np.ndarray,
+    noise: float,
+    temperature: float,
     config: PlayConfig,
     verify_inside: bool,
     stop_when_found: bool,
@@ -107,7 +108,13 @@ class Engine:
   ) -> play_lib.Played:
     """Episodes by tree search; see `jaxzero.search.play.play`."""
     keys = np.asarray(jax.random.key_data(keys))
-    arrays = {**batch, "keys": keys, "budget": budget, "noise": noise}
+    arrays = {
+      **batch,
+      "keys": keys,
+      "budget": budget,
+      "noise": np.full(len(budget), noise, np.float32),
+      "temperature": np.full(len(budget), temperature, np.float32),
+    }
     compiled = self._play(config, verify_inside, stop_when_found, reserve, keep_trees)
     return compiled(params, shard_batch(self.mesh, arrays))
 
@@ -132,6 +139,7 @@ class Engine:
         jax.random.wrap_key_data(batch["keys"]),
         batch["budget"],
         batch["noise"],
+        batch["temperature"],
         config,
         self.tokenizer.end_id,
         self.verifier(batch["facts"]),

@@ -193,7 +193,8 @@ def search(
     output, cell["network"] = network.evaluate(
       cell["network"], cell["simulation"], token, child
     )
-    logits, child_candidates = jax.lax.top_k(jax.nn.log_softmax(output.logits[:, 0]), A)
+    logits, child_candidates = jax.lax.top_k(output.logits[:, 0], A)
+    logits -= jax.nn.logsumexp(output.logits[:, 0], axis=-1, keepdims=True)
     value = jax.nn.sigmoid(output.value_logits[:, 0])
     ended = ~parent.terminal & (token == end_id)
     terminal = parent.terminal | ended | (child.length >= C)

@@ -28,9 +28,8 @@ class PlayConfig:
   fork_threshold: float = 0.95
   """A token with at least this probability is played without a search; above 1: always search."""
   max_searches: int = 1
-  """Forks searched in an episode, from its start; at later ones a token is sampled (noise > 0) or
-  the most likely one taken."""
-  max_tokens: int = 34
+  """Forks searched in an episode, from its start; at later ones a token is sampled."""
+  max_tokens: int = 30
   """The longest completion; an episode that reaches it is truncated and counts as wrong."""
 
   def check(self, vocab_size: int) -> None:
@@ -89,6 +88,7 @@ def play(
   keys: jax.Array,
   budget: jax.Array,
   noise: jax.Array,
+  temperature: jax.Array,
   config: PlayConfig,
   end_id: int,
   verify_final: mcts.Verify,
@@ -104,7 +104,8 @@ def play(
     keys: [B] typed PRNG keys, one per episode, consumed.
     budget: [B] int32 forward tokens after the prompt; a cap. A row that cannot afford a search
       and `reserve` tokens more plays on without searching.
-    noise: [B] float32, the scale of the root's Gumbel noise: 1 explores, 0 takes what looks best.
+    noise: [B] float32, the scale of a root's Gumbel noise: 1 explores, 0 takes what looks best.
+    temperature: [B] float32, of tokens sampled at forks that are not searched; 0: the likeliest.
     end_id: the end token.
     verify_final: the verdict on finished completions.
     verify_inside: whether the search may use the verdict at its terminals.
@@ -114,7 +115,7 @@ def play(
   B = prompts.shape[0]
   N, A, C = config.mcts.num_simulations, config.mcts.num_candidates, config.max_tokens
   vocab_size = model.vocab_size
-  chex.assert_shape([prompt_length, budget, noise, keys], (B,))
+  chex.assert_shape([prompt_length, budget, noise, temperature, keys], (B,))
 
   def decide(
     game: Game,
@@ -125,7 +126,8 @@ def play(
   ):
     """Splits rows [B] into those that wait at a fork and those that play on without a search."""
     fork = jnp.max(game.logits, axis=-1) < jnp.log(config.fork_threshold)
-    sampled = jnp.argmax(game.logits + noise[:, None] * token_noise(game.length, 0), axis=-1)
+    perturbed = game.logits + temperature[:, None] * token_noise(game.length, 0)
+    sampled = jnp.argmax(perturbed, axis=-1)
     token = jnp.where(fork, sampled, jnp.argmax(game.logits, axis=-1))
     alive = rows & ~finished & (game.length < C) & (tokens_left > 0)
     affordable = (tokens_left >= N + 1 + reserve) & (searches < config.max_searches)

@@ -127,14 +127,15 @@ class _Thinker:
         "forward_tokens": np.minimum(out["length"], budget),
         "positions": out["positions"],
       }
-    noise = np.full(len(budget), 0.0 if attempt == 0 else 1.0, np.float32)
+    explore = 0.0 if attempt == 0 else 1.0
     played = jax.device_get(
       self.engine.play(
         self.params,
         batch,
         keys,
         budget,
-        noise,
+        explore,
+        explore,
         self.play,
         verify_inside=self.inside,
         stop_when_found=self.inside,

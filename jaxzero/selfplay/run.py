@@ -12,6 +12,7 @@ from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
 from jaxzero.search.engine import Engine
+from jaxzero.search.mcts import MCTSConfig
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.tree import to_dict
 from jaxzero.selfplay.episode import Episode
@@ -19,7 +20,11 @@ from jaxzero.selfplay.episode import Episode
 
 @dataclasses.dataclass(frozen=True)
 class SelfPlayConfig:
-  play: PlayConfig = PlayConfig()
+  play: PlayConfig = PlayConfig(mcts=MCTSConfig(num_simulations=96, order="best_first"))
+  noise: float = 0.0
+  """Scale of the Gumbel noise at searched roots."""
+  temperature: float = 1.0
+  """Of tokens sampled at forks that are not searched."""
   episodes_per_round: int = 512
   batch_size: int = 256
   keep_trees: int = 1
@@ -61,7 +66,8 @@ def play_round(
           batch,
           keys,
           np.full(rows, np.iinfo(np.int32).max, np.int32),
-          np.ones(rows, np.float32),
+          config.noise,
+          config.temperature,
           config.play,
           verify_inside=True,
           stop_when_found=False,

@@ -16,7 +16,7 @@ from jaxzero.parallel.mesh import MeshConfig, make_mesh
 from jaxzero.parallel.sharding import shard_batch
 
 MODEL = ModelConfig(
-  num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, ffn_dim=64
+  num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, ffn_dim=64
 )
 VOCAB_SIZE = 24
 

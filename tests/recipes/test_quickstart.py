@@ -1,0 +1,102 @@
+"""The whole story at smoke size: what a run leaves behind, and that its books balance."""
+
+import json
+import pathlib
+import runpy
+import subprocess
+
+import numpy as np
+import pytest
+
+import jaxzero
+from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.run import config_dict, from_dict, load_experiment
+from jaxzero.recipes.stages import train_flops
+from jaxzero.selfplay.episode import validate
+from jaxzero.selfplay.replay import ReplayStore
+from jaxzero.tasks.transcript import grade
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smoke", "small", "base", "large"])
+def test_configs_are_whole_and_survive_json(name):
+  config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["config"]
+  config.check()
+  assert from_dict(Experiment, json.loads(json.dumps(config_dict(config)))) == config
+
+
+def test_the_config_tree_stays_small():
+  def knobs(value):
+    return sum(knobs(v) for v in value.values()) if isinstance(value, dict) else 1
+
+  assert knobs(config_dict(Experiment())) <= 75
+
+
+def test_a_run_leaves_what_is_promised(smoke_run):
+  for name in ("config.json", "ledger.json", "metrics.jsonl", "report.html", "trees.json"):
+    assert (smoke_run / name).stat().st_size > 0
+  summary = json.loads((smoke_run / "summary.json").read_text())
+  for stage in ("supervised", "control", "self_play"):
+    assert summary[stage]["strategy"] == "greedy" and summary[stage]["problems"] == 64
+  assert [result["multiple"] for result in summary["search"]] == [1, 4]
+  for result in summary["search"] + summary["sample"]:
+    assert result["forward_tokens_per_problem"] <= result["budget"]
+
+
+def test_the_ledger_is_the_sum_of_what_was_done(smoke_run):
+  run = jaxzero.load(smoke_run)
+  experiment = run.experiment
+  ledger = json.loads((smoke_run / "ledger.json").read_text())
+  rounds, steps = experiment.improve.rounds, experiment.improve.steps_per_round
+
+  class Shapes:
+    tokenizer = run.tokenizer
+
+  Shapes.experiment = experiment
+  learned = rounds * steps * train_flops(Shapes, experiment.improve.batch_size)
+  assert ledger["learn"]["flops"] == pytest.approx(learned)
+  control = ledger["control"]["flops"] / (ledger["selfplay"]["flops"] + ledger["learn"]["flops"])
+  assert 0.8 <= control <= 1.0, "the control spends the FLOPs of self-play and learning"
+
+
+def test_stored_episodes_are_valid_and_their_verdicts_true(smoke_run):
+  run = jaxzero.load(smoke_run)
+  store = ReplayStore(smoke_run / "episodes", read_only=True)
+  episodes = [episode for round in store.rounds for episode in store.episodes(round)]
+  assert len(episodes) == 3 * 64 and len({e.episode_id for e in episodes}) == len(episodes)
+  kept_trees = 0
+  for episode in episodes:
+    validate(episode, run.tokenizer.vocab_size)
+    problem = run.engine.task.parse(episode.prompt)
+    assert grade(run.engine.task, run.tokenizer, problem, episode.tokens).right == episode.right
+    if len(episode.harvested):
+      assert grade(run.engine.task, run.tokenizer, problem, episode.harvested).right
+    kept_trees += episode.tree is not None
+  assert kept_trees == 3
+
+
+def test_self_play_learns_on_train_problems_alone(smoke_run):
+  experiment = load_experiment(smoke_run)
+  run = jaxzero.load(smoke_run)
+  store = ReplayStore(smoke_run / "episodes", read_only=True)
+  played = {e.problem_id for round in store.rounds for e in store.episodes(round)}
+  for split in ("validation", "test"):
+    held_out = run.engine.task.problems(split, 0, experiment.evaluation.problems)
+    assert not played & {problem.id for problem in held_out}
+
+
+def test_the_same_command_again_changes_nothing(smoke_run, smoke_command):
+  before = {p: p.read_bytes() for p in smoke_run.rglob("*.json*")}
+  done = subprocess.run(smoke_command(smoke_run), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  for path, content in before.items():
+    if path.name != "summary.json":
+      assert path.read_bytes() == content, path
+
+
+def test_load_gives_the_newest_parameters(smoke_run):
+  run = jaxzero.load(smoke_run)
+  assert run.stage == "self_play"
+  assert all(np.isfinite(leaf).all() for leaf in (run.params["embed"], run.params["unembed"]))
+  assert jaxzero.load(smoke_run, "pretrain").stage == "pretrain"

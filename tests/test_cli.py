@@ -1,0 +1,135 @@
+"""The command line as a user meets it: exit codes, sentences, JSON."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from jaxzero import cli
+
+
+def run(capsys, *arguments):
+  """(exit code, stdout, stderr) of one command, in this process."""
+  code = 0
+  try:
+    cli.main([str(argument) for argument in arguments])
+  except SystemExit as stopped:
+    code = stopped.code or 0
+  captured = capsys.readouterr()
+  return code, captured.out, captured.err
+
+
+def one_sentence(error):
+  lines = [line for line in error.splitlines() if line.startswith("jaxzero: ")]
+  return len(lines) == 1 and "Traceback" not in error
+
+
+def test_help_fits_a_screen(capsys):
+  code, out, _ = run(capsys, "--help")
+  assert code == 0 and len(out.splitlines()) < 24
+
+
+def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
+  code, out, err = run(
+    capsys, "solve", smoke_run, "2 5 6 = 32", "--budget", 300, "--show-thinking",
+    "--json", tmp_path / "solve.json",
+  )  # fmt: skip
+  assert code == 0, err
+  record = json.loads((tmp_path / "solve.json").read_text())
+  assert set(record) == {"answer", "correct", "forward_tokens", "wall_s", "thinking"}
+  assert record["forward_tokens"] <= 300
+  code, out, err = run(
+    capsys, "eval", smoke_run, "--strategy", "best_of_n", "--budget", 60, "--problems", 16,
+    "--json", tmp_path / "eval.json",
+  )  # fmt: skip
+  assert code == 0, err
+  result = json.loads((tmp_path / "eval.json").read_text())
+  assert result["problems"] == 16 and result["forward_tokens_per_problem"] <= 60
+  assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
+  code, out, err = run(capsys, "report", smoke_run)
+  assert code == 0 and out.strip().endswith("report.html")
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["dance"], "unknown verb"),
+    (["solve", "RUN", "2 5 6 = 32", "--strategy", "guess"], "strategy 'guess' is unknown"),
+    (["solve", "RUN", "2 5 6 = 32", "--budget", "0"], "budget=0"),
+    (["solve", "RUN", "2 5 6 = 32", "--budget", "99999999999"], "budget=99999999999"),
+    (["solve", "RUN", "2 5 six = 32"], "2 5 six = 32"),
+    (["solve", "RUN", "1 1 1 = 99"], "no solution"),
+    (["solve", "RUN", "2000 5000 6000 9999 = 32000"], "2000 5000 6000 9999"),
+    (["eval", "RUN", "--split", "exam"], "exam"),
+    (["eval", "RUN", "--problems", "0"], "--problems 0"),
+    (["eval", "RUN", "--problems", "100000000"], "100000000"),
+    (["eval", "RUN", "--stage", "rlhf"], "rlhf"),
+    (["eval", "no/such/run"], "no run at no/such/run"),
+    (["report", "no/such/run"], "no/such/run"),
+    (["bench", "speed"], "speed"),
+    (["train"], "needs a config file"),
+    (["train", "no/such.py"], "no/such.py"),
+    (["quickstart", "--task.name", "chess", "--run", "NEW"], "chess"),
+    (["quickstart", "--model.num-heads", "3", "--run", "NEW"], "num_heads=3"),
+    (["quickstart", "--supervised.batch-size", "0", "--run", "NEW"], "batch"),
+    (["quickstart", "--run", "RUN"], "another config"),
+  ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(smoke_run, tmp_path, capsys, arguments, words):
+  places = {"RUN": smoke_run, "NEW": tmp_path / "new"}
+  code, _, err = run(capsys, *[places.get(argument, argument) for argument in arguments])
+  assert code == 2 and one_sentence(err) and words in err, err
+  assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_an_unknown_key_is_an_error(capsys):
+  code, _, err = run(capsys, "quickstart", "--model.num-layerz", "8")
+  assert code == 2 and "num-layerz" in err
+
+
+def test_an_empty_or_foreign_folder_is_refused(tmp_path, capsys):
+  (tmp_path / "empty").mkdir()
+  code, _, err = run(capsys, "eval", tmp_path / "empty")
+  assert code == 2 and one_sentence(err) and "config.json" in err
+  (tmp_path / "foreign").mkdir()
+  (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
+  code, _, err = run(capsys, "quickstart", "--run", tmp_path / "foreign")
+  assert code == 2 and one_sentence(err) and "thesis.tex" in err
+  assert [path.name for path in (tmp_path / "foreign").glob("[!.]*")] == ["thesis.tex"]
+
+
+def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path, capsys):
+  shutil.copytree(smoke_run, tmp_path / "run")
+  files = [path for path in (tmp_path / "run/checkpoints/self_play").rglob("*") if path.is_file()]
+  data = max(files, key=lambda path: path.stat().st_size)
+  damaged = bytearray(data.read_bytes())
+  damaged[len(damaged) // 2] ^= 1
+  data.write_bytes(bytes(damaged))
+  code, _, err = run(capsys, "eval", tmp_path / "run")
+  assert code == 2 and one_sentence(err) and data.name in err and "altered" in err
+
+
+def test_a_damaged_shard_is_set_aside_and_named(smoke_run, tmp_path, smoke_command):
+  shutil.copytree(smoke_run, tmp_path / "run")
+  (tmp_path / "run/results/self_play.json").unlink()
+  shard = next((tmp_path / "run/episodes").glob("*.arrayrecord"))
+  shard.write_bytes(shard.read_bytes()[:-10])
+  done = subprocess.run(smoke_command(tmp_path / "run"), capture_output=True, text=True)
+  assert done.returncode == 2 and one_sentence(done.stderr) and shard.name in done.stderr
+  assert len(list((tmp_path / "run/episodes/quarantine").glob("*.reason.txt"))) == 1
+
+
+def test_two_processes_on_one_folder_are_refused(smoke_run, smoke_command):
+  import fcntl
+
+  with (smoke_run / ".lock").open("w") as handle:
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    done = subprocess.run(smoke_command(smoke_run), capture_output=True, text=True)
+  assert done.returncode == 2 and "another process" in done.stderr
+
+
+def test_the_package_imports_without_jax():
+  code = "import sys, jaxzero, jaxzero.cli; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
