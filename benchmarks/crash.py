@@ -100,7 +100,9 @@ def main() -> None:
     seconds = run_whole(root / "whole")
     moments = run_killed(root / "killed", arguments.kills, seconds / 2, arguments.seed)
     different = differences(contents(root / "whole"), contents(root / "killed"))
-  print(f"uninterrupted: {seconds:.0f} s; killed after {moments} s; different: {different or 'none'}")
+  print(
+    f"uninterrupted: {seconds:.0f} s; killed after {moments} s; different: {different or 'none'}"
+  )
   sys.exit(1 if different else 0)
 
 

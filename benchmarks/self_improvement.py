@@ -26,7 +26,7 @@ from jaxzero.learn.train import OptimizerConfig, Trainer
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.quickstart import quickstart
+from jaxzero.recipes.quickstart import control, self_play, supervised
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params, train_flops
 
@@ -72,8 +72,10 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
           run.task.problem("train", experiment.seed * 10 + 5, first + i) for i in range(batch_size)
         ]
         batch = engine.encode(problems, engine.rows(batch_size))
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(experiment.seed), first), batch_size)
-        out = jax.device_get(engine.decode(state.params, batch, keys, 1.0))
+        keys = jax.random.split(
+          jax.random.fold_in(jax.random.key(experiment.seed), first), batch_size
+        )
+        out = engine.decode(state.params, batch, keys, 1.0)
         positions = out["positions"].sum() + batch_size * engine.max_prompt
         spent += float(positions) * engine.flops_per_position()
         for row in np.flatnonzero(out["right"]):
@@ -116,21 +118,22 @@ def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) 
   path = folder / "cell.json"
   if path.exists():
     return json.loads(path.read_text())
-  summary = quickstart(experiment, folder / "run")
   with Run(folder / "run", experiment) as run:
-    ledger = summary["ledger"]
+    for name, stage in (("supervised", supervised), ("self_play", self_play), ("control", control)):
+      run.stage(name, lambda stage=stage: stage(run))
+    ledger = run.ledger
     flops = ledger["selfplay"]["flops"] + ledger["learn"]["flops"]
-    control = rejection(run, flops, config)
+    rejected = rejection(run, flops, config)
     problems = run.task.problems("test", 0, TEST_PROBLEMS)
     params = {
       "supervised": load_params(run, "pretrain", best=True),
       "control": load_params(run, "control", best=True),
-      "rejection": control["params"],
+      "rejection": rejected["params"],
       "self_play": load_params(run, "self_play"),
     }
     result = {
       "arms": {name: greedy(run, params[name], problems)["right"] for name in ARMS},
-      "curve": control["curve"],
+      "curve": rejected["curve"],
       "flops": {"pretrain": ledger["pretrain"]["flops"], "self_play": flops},
     }
   write_atomic(path, json.dumps(result))
@@ -138,7 +141,9 @@ def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) 
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--folder", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Every stage once, small: `jaxzero train configs/smoke.py`. 2 cores, under 2 minutes; learns little."""
+"""Every stage once, small: `jaxzero train configs/smoke.py`. Under 2 minutes on 2 cores."""
 
 from jaxzero.evals.config import EvalConfig
 from jaxzero.learn.supervised import SupervisedConfig

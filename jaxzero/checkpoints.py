@@ -11,11 +11,11 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxzero.errors import UserError
 from jaxzero.files import disk_errors, sha256_file, write_atomic
+from jaxzero.parallel.hosts import barrier, is_primary
 
 _policies = ocp.training.preservation_policies
 
@@ -60,13 +60,12 @@ class Checkpoints:
     items = {"params": params, "optimizer": optimizer, "data": data, "meta": meta}
     with disk_errors(self.folder), self._open() as checkpointer:
       checkpointer.save_checkpointables(step, items, force=True, overwrite=True)
-    if jax.process_index() == 0:
-      files = {
-        str(path.relative_to(self.folder)): sha256_file(path) for path in self._files(step)
-      }
+    if is_primary():
+      files = {str(path.relative_to(self.folder)): sha256_file(path) for path in self._files(step)}
       digest = {"step": step, "accuracy": accuracy, "files": files}
       write_atomic(self._digest_path(step), json.dumps(digest, indent=1, sort_keys=True))
       self._delete_old()
+    barrier(f"{self.folder.name} checkpoint {step} committed")
 
   def restore(self, step: int, params: Any, optimizer: Any = None) -> dict[str, Any]:
     """Loads a step; the targets are pytrees of arrays or ShapeDtypeStructs with shardings.
@@ -110,7 +109,7 @@ class Checkpoints:
 
   def remove_uncommitted(self) -> None:
     """Deletes what a killed save left behind."""
-    if not self.folder.exists() or jax.process_index() != 0:
+    if not self.folder.exists() or not is_primary():
       return
     committed = {str(step) for step in self.steps()}
     for path in self.folder.iterdir():
@@ -118,9 +117,7 @@ class Checkpoints:
         shutil.rmtree(path)
 
   def _open(self) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(
-      self.folder, preservation_policy=_policies.PreserveAll()
-    )
+    return ocp.training.Checkpointer(self.folder, preservation_policy=_policies.PreserveAll())
 
   def _files(self, step: int) -> list[pathlib.Path]:
     return sorted(path for path in (self.folder / str(step)).rglob("*") if path.is_file())

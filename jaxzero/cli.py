@@ -58,7 +58,7 @@ class Eval:
   problems: int = 500
   split: str = "test"
   stage: str | None = None
-  """Checkpoint to measure: pretrain, self_play or control; default: the furthest of the first two."""
+  """Checkpoint to measure: pretrain, self_play or control; default: the furthest but control."""
   seed: int = 0
   json: pathlib.Path | None = None
   """Write one JSON object here."""
@@ -125,7 +125,7 @@ def _start_jax() -> None:
 
   initialize_hosts()
   # The cache makes a restarted run start at once; a user's own setting wins.
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.values["jax_compilation_cache_dir"]:
     cache = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", f"{cache}/jaxzero/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -157,9 +157,7 @@ def _train(arguments: list[str]) -> None:
   _experiment(experiment, arguments[1:], pathlib.Path("runs") / path.stem, f"jaxzero train {path}")
 
 
-def _experiment(
-  default: Experiment, arguments: list[str], folder: pathlib.Path, name: str
-) -> None:
+def _experiment(default: Experiment, arguments: list[str], folder: pathlib.Path, name: str) -> None:
   """Parses --run, --json and overrides of any knob, then runs every stage."""
   from jaxzero.recipes.experiment import Experiment
 
@@ -175,7 +173,10 @@ def _experiment(
   from jaxzero.recipes.quickstart import quickstart
 
   summary = quickstart(parsed.config, parsed.run)
-  _print_summary(summary, parsed.run)
+  from jaxzero.parallel.hosts import is_primary
+
+  if is_primary():
+    _print_summary(summary, parsed.run)
   _write_json(parsed.json, summary)
 
 
@@ -222,7 +223,7 @@ def _solve(arguments: list[str]) -> None:
     print(f"thinking: {' ; '.join(completion.steps)}")
   verdict = "right" if result.right else "wrong" if finished else "no answer within the budget"
   print(f"{answer or '-'}   ({verdict}; {result.forward_tokens} forward tokens)")
-  record = {
+  record: dict[str, Any] = {
     "answer": answer,
     "correct": result.right if run.engine.task.self_checkable else None,
     "forward_tokens": result.forward_tokens,

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-  """Something the user gave cannot be used; the message says what, with numbers, and the way out."""
+  """What the user gave cannot be used; the message says what, with numbers, and the way out."""

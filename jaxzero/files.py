@@ -121,9 +121,7 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     if isinstance(row, dict):
       rows.append(row)
     elif number < len(lines):
-      raise UserError(
-        f"{path}: line {number} is not a JSON object; repair or remove that line."
-      )
+      raise UserError(f"{path}: line {number} is not a JSON object; repair or remove that line.")
   return rows
 
 

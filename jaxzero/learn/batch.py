@@ -50,7 +50,7 @@ def put_text(
 ) -> None:
   """Writes a completion to imitate: hard targets on its tokens, no value target."""
   P, C = len(prompt), len(completion)
-  if P + C > arrays["tokens"].shape[1]:
+  if arrays["tokens"].shape[1] < P + C:
     raise UserError(
       f"an example of {P + C} tokens does not fit the context of {arrays['tokens'].shape[1]}; "
       "raise --play.max-tokens or shorten the problem."

@@ -1,4 +1,4 @@
-"""Supervised pre-training on the worked examples: the batches, as a pure function of (seed, step)."""
+"""Supervised pre-training on worked examples: batches as a pure function of (seed, step)."""
 
 from __future__ import annotations
 

@@ -177,8 +177,9 @@ class PolicyValueTransformer(nnx.Module):
     x = self._embed(tokens)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
-      x, layer_cache = layer(x, positions, mask, layer_cache, slot)
-      new_cache.append(layer_cache)
+      x, written = layer(x, positions, mask, layer_cache, slot)
+      assert written is not None
+      new_cache.append(written)
     return self._heads(x), tuple(new_cache)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:

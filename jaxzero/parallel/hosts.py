@@ -6,9 +6,13 @@ loudly and a laptop never waits for anybody.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from jaxzero.errors import UserError
@@ -50,6 +54,13 @@ def is_primary() -> bool:
   return jax.process_index() == 0
 
 
+def fetch(tree: Any) -> Any:
+  """A pytree of global arrays, such as search results, as whole numpy arrays on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def barrier(name: str, timeout_s: int = 300) -> None:
   """Waits until every process is here; returns at once where there is only one.
 
@@ -72,6 +83,20 @@ def barrier(name: str, timeout_s: int = 300) -> None:
       f"not all of the {jax.process_count()} processes reached {name!r} within {timeout_s} s; "
       "look for the reason in the log of the one that is missing."
     ) from error
+
+
+@contextlib.contextmanager
+def primary_first(name: str) -> Iterator[None]:
+  """Runs the body on process 0, then on all others: they find the files it wrote.
+
+  Args:
+    name: used once in a program's life.
+  """
+  if not is_primary():
+    barrier(name)
+  yield
+  if is_primary():
+    barrier(name)
 
 
 def _parsed(values: dict[str, str]) -> tuple[str, int, int]:

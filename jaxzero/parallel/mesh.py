@@ -27,7 +27,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """Builds the mesh over `devices` (default: all); raises UserError where the sizes do not fit."""
   devices = jax.devices() if devices is None else devices
   if config.fsdp < 1 or config.tensor < 1 or config.data < 0:
-    raise UserError(f"mesh sizes must be positive, got {config}; use 1 for an axis you do not need.")
+    raise UserError(
+      f"mesh sizes must be positive, got {config}; use 1 for an axis you do not need."
+    )
   rest = config.fsdp * config.tensor
   data = config.data or len(devices) // rest
   if data * rest != len(devices):

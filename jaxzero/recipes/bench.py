@@ -94,7 +94,9 @@ def _case(
     "decode": functools.partial(_decode, model, config),
     "mctx_recompute": functools.partial(_search, model, config, False),
   }
-  calls = {name: functools.partial(jax.jit(run), params, game, gumbel) for name, run in runs.items()}
+  calls = {
+    name: functools.partial(jax.jit(run), params, game, gumbel) for name, run in runs.items()
+  }
   seconds = _interleaved(calls, repeats)
   positions = batch * config.num_simulations
   rates = {name: positions / time for name, time in seconds.items()}

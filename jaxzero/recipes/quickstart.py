@@ -12,6 +12,7 @@ import numpy as np
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.models.transformer import Params
+from jaxzero.parallel.hosts import is_primary
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, config_dict, write_json
 from jaxzero.recipes.stages import (
@@ -29,27 +30,30 @@ from jaxzero.view.report import write_report
 def quickstart(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
   """Runs every stage that is not finished yet; returns the summary (RUN/summary.json)."""
   with Run(folder, experiment) as run:
-    supervised = run.stage("supervised", lambda: _supervised(run))
-    self_play = run.stage("self_play", lambda: _self_play(run))
-    control = run.stage("control", lambda: _control(run))
-    curves = run.stage("search", lambda: _search_curves(run))
-    write_json(run.folder / "trees.json", run.stage("trees", lambda: searched_problems(run))["trees"])
+    test = {
+      "supervised": run.stage("supervised", lambda: supervised(run))["test"],
+      "self_play": run.stage("self_play", lambda: self_play(run))["test"],
+      "control": run.stage("control", lambda: control(run))["test"],
+    }
+    curves = run.stage("search", lambda: search_curves(run))
+    write_json(
+      run.folder / "trees.json", run.stage("trees", lambda: searched_problems(run))["trees"]
+    )
     parameters = experiment.model.parameters(run.tokenizer.vocab_size)
     summary = {
       "config": config_dict(experiment),
       "seed": experiment.seed,
       "task": run.task.name,
       "parameters": parameters,
-      "supervised": supervised["test"],
-      "control": control["test"],
-      "self_play": self_play["test"],
+      **test,
       **curves,
       "ledger": run.ledger,
       "wall_s": run.seconds,
       "peak_rss_bytes": peak_rss_bytes(),
     }
     write_json(run.folder / "summary.json", summary)
-    write_report(run.folder)
+    if is_primary():
+      write_report(run.folder)
   return summary
 
 
@@ -70,19 +74,19 @@ def test_accuracy(run: Run, params: Params, step: int) -> dict[str, Any]:
   return result
 
 
-def _supervised(run: Run) -> dict[str, Any]:
+def supervised(run: Run) -> dict[str, Any]:
   params = fit_supervised(run, "pretrain")
   step = Checkpoints(run.folder / "checkpoints" / "pretrain").best()
   return {"test": test_accuracy(run, params, step or 0)}
 
 
-def _self_play(run: Run) -> dict[str, Any]:
+def self_play(run: Run) -> dict[str, Any]:
   params = self_play_rounds(run, load_params(run, "pretrain", best=True))
   improve = run.experiment.improve
   return {"test": test_accuracy(run, params, improve.rounds * improve.steps_per_round)}
 
 
-def _control(run: Run) -> dict[str, Any]:
+def control(run: Run) -> dict[str, Any]:
   """More of the same supervision, for as many FLOPs as self-play and its learning took."""
   flops = spent(run) - run.ledger["pretrain"]["flops"]
   start = load_params(run, "pretrain", best=True)
@@ -91,13 +95,13 @@ def _control(run: Run) -> dict[str, Any]:
   return {"test": test_accuracy(run, params, step or 0)}
 
 
-def _search_curves(run: Run) -> dict[str, Any]:
+def search_curves(run: Run) -> dict[str, Any]:
   """Accuracy at budgets in multiples of the mean sampled episode, verifying inside if allowed."""
   config, task = run.experiment.evaluation, run.task
-  models = {"": load_params(run, "self_play"), "_supervised": load_params(run, "pretrain", best=True)}
+  final, first = load_params(run, "self_play"), load_params(run, "pretrain", best=True)
   sampled = search(
     run.engine,
-    models["_supervised"],
+    first,
     task.problems("validation", 0, config.validation_problems),
     "sample",
     run.engine.max_tokens,
@@ -107,7 +111,7 @@ def _search_curves(run: Run) -> dict[str, Any]:
   unit = float(np.mean([len(result.tokens) for result in sampled]))
   problems = task.problems("test", 0, config.problems)
   curves: dict[str, Any] = {"unit_tokens": unit}
-  for suffix, params in models.items():
+  for suffix, params in (("", final), ("_supervised", first)):
     for name, strategy in (("search", "mcts"), ("sample", "best_of_n")):
       curves[name + suffix] = []
       for multiple in config.budgets:

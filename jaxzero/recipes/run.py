@@ -13,12 +13,12 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.files import disk_errors, read_jsonl, write_atomic, write_jsonl
+from jaxzero.parallel.hosts import barrier, is_primary
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
@@ -38,7 +38,9 @@ class Run:
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
-    self._check_config()
+    if is_primary():
+      self._check_config()
+    barrier("run opened")
     self.mesh: Mesh = make_mesh(experiment.mesh)
     self.task = tasks.make(experiment.task)
     self.tokenizer = self._tokenizer()
@@ -113,7 +115,8 @@ class Run:
 
   def commit(self) -> dict[str, Any]:
     """Writes metrics and ledger; returns what a checkpoint's meta must hold to get back here."""
-    write_jsonl(self.folder / "metrics.jsonl", self.metrics)
+    if is_primary():
+      write_jsonl(self.folder / "metrics.jsonl", self.metrics)
     write_json(self.folder / "ledger.json", self.ledger)
     return {"metrics_rows": len(self.metrics), "ledger": copy.deepcopy(self.ledger)}
 
@@ -148,13 +151,14 @@ class Run:
 
   def _tokenizer(self) -> Tokenizer:
     folder = self.folder / "tokenizer"
-    if not (folder / "tokenizer.model").exists():
+    if is_primary() and not (folder / "tokenizer.model").exists():
       problems = self.worked_problems()
       texts = [problem.prompt for problem in problems]
       for problem in problems:
         example = self.task.worked_example(problem)
         texts += [*example.steps, example.answer]
       Tokenizer.train(texts).save(folder)
+    barrier("tokenizer made")
     return Tokenizer.load(folder)
 
 
@@ -163,7 +167,9 @@ def load_experiment(folder: pathlib.Path) -> Experiment:
   folder = pathlib.Path(folder)
   path = folder / "config.json"
   if not folder.is_dir():
-    raise UserError(f"there is no run at {folder}; make one with `jaxzero quickstart --run {folder}`.")
+    raise UserError(
+      f"there is no run at {folder}; make one with `jaxzero quickstart --run {folder}`."
+    )
   if not path.exists():
     raise UserError(f"{folder} holds no run: config.json is missing; check the path.")
   try:
@@ -195,7 +201,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  if jax.process_index() == 0:
+  if is_primary():
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
@@ -209,12 +215,14 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
 
 
 def _lock(folder: pathlib.Path):
-  if jax.process_index() != 0:
+  if not is_primary():
     return None
   with disk_errors(folder):
     handle = (folder / ".lock").open("w")
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
-    raise UserError(f"another process is working on {folder}; wait for it or use another folder.") from error
+    raise UserError(
+      f"another process is working on {folder}; wait for it or use another folder."
+    ) from error
   return handle

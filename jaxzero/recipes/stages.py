@@ -18,6 +18,7 @@ from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.supervised import Examples
 from jaxzero.learn.train import Trainer, TrainState
 from jaxzero.models.transformer import Params, param_targets
+from jaxzero.parallel.hosts import barrier, is_primary
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
@@ -146,26 +147,20 @@ def self_play_rounds(run: Run, start: Params) -> Params:
     config.micro_batches,
   )
   checkpoints = Checkpoints(run.folder / "checkpoints" / "self_play")
-  store = ReplayStore(run.folder / "episodes")
   worked = run.worked_examples()
   state, meta = _resume(run, checkpoints, trainer, trainer.fresh_optimizer(start))
   first = meta.get("round", -1) + 1
-  store.discard_after(first - 1)
-  damage = store.verify()
-  if damage:
-    raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
+  store = _open_store(run, first)
   reference = jax.tree.map(lambda x: x.copy(), start) if config.loss.kl_weight else None
   seed = experiment.seed * 10 + _BASE_SEED["self_play"]
   with bar("self-play rounds", total=config.rounds, unit="rounds", start=first) as progress:
     for round in range(first, config.rounds):
       begin = time.monotonic()
       step = round * config.steps_per_round
-      episodes, cost = play_round(
-        run.engine, state.params, experiment.self_play, seed, round, step
-      )
+      episodes, cost = play_round(run.engine, state.params, experiment.self_play, seed, round, step)
       for episode in episodes:
         validate_episode(episode, run.tokenizer.vocab_size)
-      store.write(round, episodes)
+      store = _store_round(run, store, round, episodes)
       played = time.monotonic()
       run.charge("selfplay", cost["flops"], played - begin, cost["forward_tokens"])
       window = ReplayWindow(run, store, worked, round)
@@ -193,9 +188,33 @@ def self_play_rounds(run: Run, start: Params) -> Params:
   return state.params
 
 
+def _open_store(run: Run, first: int) -> ReplayStore:
+  """The replay as it was before round `first`; only the primary host changes it."""
+  folder = run.folder / "episodes"
+  damage: list[str] = []
+  if is_primary():
+    store = ReplayStore(folder)
+    store.discard_after(first - 1)
+    damage = store.verify()
+  barrier(f"replay opened at {first}")
+  if damage:
+    raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
+  return store if is_primary() else ReplayStore(folder, read_only=True)
+
+
+def _store_round(run: Run, store: ReplayStore, round: int, episodes: list) -> ReplayStore:
+  """Commits a round's episodes; returns the store in which every host sees them."""
+  if is_primary():
+    store.write(round, episodes)
+  barrier(f"round {round} stored")
+  return store if is_primary() else ReplayStore(store.folder, read_only=True)
+
+
 def spent(run: Run) -> float:
   """Training FLOPs so far: pre-training, self-play and learning."""
-  return sum(run.ledger.get(name, {}).get("flops", 0.0) for name in ("pretrain", "selfplay", "learn"))
+  return sum(
+    run.ledger.get(name, {}).get("flops", 0.0) for name in ("pretrain", "selfplay", "learn")
+  )
 
 
 class ReplayWindow:
@@ -279,4 +298,6 @@ def _resume(
   loaded = checkpoints.restore(latest, abstract.params, abstract.optimizer)
   run.rewind(loaded["meta"])
   step = jax.device_put(np.int32(loaded["data"]["step"]), trainer.shardings.step)
-  return TrainState(step=step, params=loaded["params"], optimizer=loaded["optimizer"]), loaded["meta"]
+  return TrainState(step=step, params=loaded["params"], optimizer=loaded["optimizer"]), loaded[
+    "meta"
+  ]

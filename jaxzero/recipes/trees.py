@@ -29,18 +29,16 @@ def search_trees(run: Run, params: Params, problems: list[Problem]) -> list[dict
   for problem in problems:
     rows = engine.rows(1)
     batch = engine.encode([problem], rows)
-    played = jax.device_get(
-      engine.play(
-        params,
-        batch,
-        jax.random.split(jax.random.key(run.experiment.seed), rows),
-        np.full(rows, np.iinfo(np.int32).max, np.int32),
-        0.0,
-        0.0,
-        play,
-        verify_inside=run.task.self_checkable,
-        stop_when_found=run.task.self_checkable,
-      )
+    played = engine.play(
+      params,
+      batch,
+      jax.random.split(jax.random.key(run.experiment.seed), rows),
+      np.full(rows, np.iinfo(np.int32).max, np.int32),
+      0.0,
+      0.0,
+      play,
+      verify_inside=run.task.self_checkable,
+      stop_when_found=run.task.self_checkable,
     )
     found = bool(played.found.found[0])
     source = played.found if found else played

@@ -21,7 +21,7 @@ from jaxzero.errors import UserError
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, bind
 from jaxzero.parallel.mesh import batch_shards
-from jaxzero.parallel.sharding import RULES, shard_batch
+from jaxzero.parallel.sharding import RULES, shard_batch, to_host
 from jaxzero.search import play as play_lib
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
@@ -87,10 +87,12 @@ class Engine:
 
     return verify
 
-  def decode(self, params: Params, batch: dict[str, Any], keys: jax.Array, temperature: float):
-    """Greedy (temperature 0) or sampled episodes; a dict of device arrays [B, ...]."""
+  def decode(
+    self, params: Params, batch: dict[str, Any], keys: jax.Array, temperature: float
+  ) -> dict[str, np.ndarray]:
+    """Greedy (temperature 0) or sampled episodes; host arrays [B, ...] on every process."""
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
-    return self._decode(params, arrays, jnp.float32(temperature))
+    return to_host(self._decode(params, arrays, np.float32(temperature)))
 
   def play(
     self,
@@ -106,17 +108,16 @@ class Engine:
     reserve: int = 0,
     keep_trees: int = 1,
   ) -> play_lib.Played:
-    """Episodes by tree search; see `jaxzero.search.play.play`."""
-    keys = np.asarray(jax.random.key_data(keys))
+    """Episodes by tree search (`jaxzero.search.play.play`), as host arrays on every process."""
     arrays = {
       **batch,
-      "keys": keys,
+      "keys": np.asarray(jax.random.key_data(keys)),
       "budget": budget,
       "noise": np.full(len(budget), noise, np.float32),
       "temperature": np.full(len(budget), temperature, np.float32),
     }
     compiled = self._play(config, verify_inside, stop_when_found, reserve, keep_trees)
-    return compiled(params, shard_batch(self.mesh, arrays))
+    return to_host(compiled(params, shard_batch(self.mesh, arrays)))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _play(

@@ -48,7 +48,7 @@ class MCTSConfig:
     """Raises UserError for a search that cannot run."""
     if not 2 <= self.num_candidates <= vocab_size:
       raise UserError(
-        f"num_candidates={self.num_candidates} must lie between 2 and the vocabulary's {vocab_size}."
+        f"num_candidates={self.num_candidates} must lie in 2..{vocab_size}, the vocabulary."
       )
     if not 1 <= self.max_considered <= self.num_candidates:
       raise UserError(
@@ -151,8 +151,8 @@ def search(
   """Searches from where every row of the game stands; pure, to be called inside jit.
 
   Args:
-    gumbel: [B, V] float32 Gumbel noise (zeros: the top candidates, no exploration): it draws the root's candidates without
-      replacement and, the same numbers, drives sequential halving.
+    gumbel: [B, V] float32 Gumbel noise (zeros: no exploration): it draws the root's candidates
+      without replacement and, the same numbers, drives sequential halving.
     verify: the verdict on finished completions, where the search may verify inside; otherwise
       None, and a terminal is worth what the value head says of it.
   """
@@ -164,7 +164,9 @@ def search(
   root_gumbel = jnp.take_along_axis(gumbel, candidates, axis=1)
   best_first = config.order == "best_first"
   nothing = Found(
-    found=jnp.zeros(B, bool), completion=jnp.zeros((B, C), jnp.int32), length=jnp.zeros(B, jnp.int32)
+    found=jnp.zeros(B, bool),
+    completion=jnp.zeros((B, C), jnp.int32),
+    length=jnp.zeros(B, jnp.int32),
   )
   cell: dict[str, Any] = {}
 
@@ -190,9 +192,7 @@ def search(
       length=jnp.minimum(parent.length + 1, C),
       ancestors=parent.ancestors | (jnp.arange(N) == cell["simulation"]),
     )
-    output, cell["network"] = network.evaluate(
-      cell["network"], cell["simulation"], token, child
-    )
+    output, cell["network"] = network.evaluate(cell["network"], cell["simulation"], token, child)
     logits, child_candidates = jax.lax.top_k(output.logits[:, 0], A)
     logits -= jax.nn.logsumexp(output.logits[:, 0], axis=-1, keepdims=True)
     value = jax.nn.sigmoid(output.value_logits[:, 0])
@@ -216,11 +216,12 @@ def search(
     score = jnp.take_along_axis(parent.child_scores, action[:, None], axis=1)
     child = child.replace(
       child_scores=score + logits + config.depth_bonus,
-      candidates=child_candidates, terminal=terminal, right=right, value=value
+      candidates=child_candidates,
+      terminal=terminal,
+      right=right,
+      value=value,
     )
-    out = mctx.RecurrentFnOutput(
-      reward=reward, discount=discount, prior_logits=logits, value=value
-    )
+    out = mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=logits, value=value)
     return out, child
 
   root = mctx.RootFnOutput(

@@ -7,6 +7,7 @@ mass. Rows wait for each other at forks, then all of them are searched in one ba
 from __future__ import annotations
 
 import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp

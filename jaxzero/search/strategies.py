@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -117,7 +118,7 @@ class _Thinker:
   ) -> dict[str, np.ndarray]:
     if self.strategy != "mcts":
       temperature = 0.0 if self.strategy == "greedy" else 1.0
-      out = jax.device_get(self.engine.decode(self.params, batch, keys, temperature))
+      out = self.engine.decode(self.params, batch, keys, temperature)
       # The cap: an episode longer than what is left was cut there.
       cut = out["length"] > budget
       return {
@@ -128,18 +129,16 @@ class _Thinker:
         "positions": out["positions"],
       }
     explore = 0.0 if attempt == 0 else 1.0
-    played = jax.device_get(
-      self.engine.play(
-        self.params,
-        batch,
-        keys,
-        budget,
-        explore,
-        explore,
-        self.play,
-        verify_inside=self.inside,
-        stop_when_found=self.inside,
-      )
+    played: Any = self.engine.play(
+      self.params,
+      batch,
+      keys,
+      budget,
+      explore,
+      explore,
+      self.play,
+      verify_inside=self.inside,
+      stop_when_found=self.inside,
     )
     found = played.found.found
     return {

@@ -21,7 +21,7 @@ from jaxzero.selfplay.episode import Episode
 @dataclasses.dataclass(frozen=True)
 class SelfPlayConfig:
   play: PlayConfig = PlayConfig(mcts=MCTSConfig(num_simulations=96, order="best_first"))
-  noise: float = 0.0
+  noise: float = 1.0
   """Scale of the Gumbel noise at searched roots."""
   temperature: float = 1.0
   """Of tokens sampled at forks that are not searched."""
@@ -60,19 +60,17 @@ def play_round(
       batch = engine.encode(problems, engine.rows(config.batch_size))
       rows = batch["prompts"].shape[0]
       keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, begin + np.arange(rows))
-      played = jax.device_get(
-        engine.play(
-          params,
-          batch,
-          keys,
-          np.full(rows, np.iinfo(np.int32).max, np.int32),
-          config.noise,
-          config.temperature,
-          config.play,
-          verify_inside=True,
-          stop_when_found=False,
-          keep_trees=config.keep_trees,
-        )
+      played = engine.play(
+        params,
+        batch,
+        keys,
+        np.full(rows, np.iinfo(np.int32).max, np.int32),
+        config.noise,
+        config.temperature,
+        config.play,
+        verify_inside=True,
+        stop_when_found=False,
+        keep_trees=config.keep_trees,
       )
       for row, problem in enumerate(problems):
         episode_id = f"{seed}-{round}-{begin + row}"

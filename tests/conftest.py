@@ -1,0 +1,52 @@
+"""One world for all tests: the CPU as 8 devices, compiled code kept between runs, tiny shapes.
+
+Set through jax.config, not the environment: the programs that tests start shall see a machine as
+users have it.
+"""
+
+import jax
+import pytest
+
+from jaxzero.models.config import ModelConfig
+from jaxzero.parallel.mesh import MeshConfig, make_mesh
+from jaxzero.tasks.base import TaskConfig
+from jaxzero.tasks.countdown import Countdown
+from jaxzero.tokenizers import Tokenizer
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+  jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def task():
+  return Countdown(TaskConfig(numbers=3, max_number=15))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(task):
+  problems = task.problems("train", 0, 5)
+  solved = [task.worked_example(problem) for problem in problems]
+  texts = [text for worked in solved for text in (*worked.steps, worked.answer)]
+  return Tokenizer.train([problem.prompt for problem in problems] + texts)
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+  return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+  return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+  return ModelConfig(
+    num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=48
+  )
