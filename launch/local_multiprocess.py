@@ -51,14 +51,20 @@ def copy_lines(child: subprocess.Popen[str], process_id: int) -> None:
 def wait_for_all(children: list[subprocess.Popen[str]]) -> int:
   """0 once all have ended well, else the first bad exit code; the others are stopped."""
   while True:
-    codes = [child.poll() for child in children]
-    failed = next((code for code in codes if code), None)
+    failed = first_failure(children)
     if failed is not None:
       stop(children)
-      return failed if failed > 0 else 128 - failed
-    if all(code == 0 for code in codes):
+      return failed
+    if all(child.returncode == 0 for child in children):
       return 0
     time.sleep(0.1)
+
+
+def first_failure(children: list[subprocess.Popen[str]]) -> int | None:
+  """The first exit code that is not 0, as a shell would tell it; None where there is none."""
+  codes = [child.poll() for child in children]
+  failed = next((code for code in codes if code), None)
+  return 128 - failed if failed is not None and failed < 0 else failed
 
 
 def stop(children: list[subprocess.Popen[str]]) -> None:
@@ -117,9 +123,12 @@ def main() -> int:
   ]
   for reader in readers:
     reader.start()
-  for name in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(name, lambda *_: [child.terminate() for child in children])
-  code = wait_for_all(children)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    code = wait_for_all(children)
+  except KeyboardInterrupt:
+    stop(children)
+    code = first_failure(children) or 0
   for reader in readers:
     reader.join(timeout=5)
   return code

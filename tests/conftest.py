@@ -4,6 +4,10 @@ Set through jax.config, not the environment: the programs that tests start shall
 users have it.
 """
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -50,3 +54,21 @@ def tiny_model():
   return ModelConfig(
     num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=48
   )
+
+
+@pytest.fixture(scope="session")
+def smoke_command():
+  """The command line of a smoke run in a folder, for another process."""
+  config = pathlib.Path(__file__).parents[1] / "configs" / "smoke.py"
+  return lambda folder: [
+    sys.executable, "-m", "jaxzero.cli", "train", str(config), "--run", str(folder)
+  ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_command, tmp_path_factory):
+  """A finished run of configs/smoke.py, made once on one device; tests must not change it."""
+  folder = tmp_path_factory.mktemp("runs") / "smoke"
+  done = subprocess.run(smoke_command(folder), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return folder

@@ -15,7 +15,7 @@ class EvalConfig:
   batch_size: int = 256
   budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
   """Multiples of the mean sampled episode."""
-  simulations: tuple[int, ...] = (16, 16, 48, 96, 192, 192)
+  simulations: tuple[int, ...] = (12, 12, 56, 144, 256, 256)
   """Simulations per search at each of these budgets, chosen on validation."""
 
   def check(self) -> None:

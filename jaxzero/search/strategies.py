@@ -139,6 +139,7 @@ class _Thinker:
       self.play,
       verify_inside=self.inside,
       stop_when_found=self.inside,
+      reserve=self.play.max_tokens,
     )
     found = played.found.found
     return {

@@ -25,7 +25,7 @@ def losses(steps: int) -> list[float]:
   """Losses of `steps` updates on a mesh of all devices, data x 2-way fsdp."""
   mesh = make_mesh(MeshConfig(fsdp=2))
   optimizer = OptimizerConfig(warmup_steps=1)
-  trainer = Trainer(MODEL, VOCAB_SIZE, optimizer, LossConfig(), mesh)
+  trainer = Trainer(MODEL, VOCAB_SIZE, optimizer, LossConfig(), mesh, steps=steps)
   texts = [([1, 2, 3 + i], [4 + (i * j) % 20 for j in range(8)]) for i in range(16)]
   examples = Examples(texts, 16, 1, seed=0)
   state = trainer.init(jax.random.key(0))

@@ -56,6 +56,22 @@ def test_one_failing_process_stops_the_others_and_gives_its_code(tmp_path):
   assert out.returncode == 7, out.stderr
 
 
+def test_a_signal_reaches_every_process_and_gives_their_code(tmp_path):
+  (tmp_path / "saves_first.py").write_text(
+    "import os, signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(50)\n"
+  )
+  env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+  command = [*LOCAL, "--module", "saves_first"]
+  with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as launcher:
+    lines = {launcher.stdout.readline() for _ in range(2)}
+    launcher.terminate()
+    assert launcher.wait(20) == 3
+  assert lines == {"[0] ready\n", "[1] ready\n"}
+
+
 def test_two_processes_train_the_losses_of_one(tmp_path):
   """2 processes x 2 devices over gloo against 1 process x 4 devices: the same global batches."""
   results = {}
