@@ -44,7 +44,7 @@ class RejectionConfig:
   replay_rounds: int = 8
   supervised_share: float = 0.125
   learning_rate: float = 2e-3
-  rounds: int = 49
+  rounds: int = 48
   """Rounds that the learning rate decays over: those that equal FLOPs allow."""
 
 
@@ -77,7 +77,7 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
         )
         out = engine.decode(state.params, batch, keys, 1.0)
         positions = out["positions"].sum() + batch_size * engine.max_prompt
-        spent += float(positions) * engine.flops_per_position()
+        spent += engine.flops(float(positions))
         for row in np.flatnonzero(out["right"]):
           prompt = batch["prompts"][row, : batch["prompt_length"][row]]
           kept.append((prompt, out["completion"][row, : out["length"][row]]))

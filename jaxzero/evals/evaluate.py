@@ -44,16 +44,9 @@ def evaluate(
     "accuracy": solved / len(results),
     "ci95": [low, high],
     "forward_tokens_per_problem": float(np.mean(forward_tokens)),
-    "flops_per_problem": flops(engine, results) / len(results),
+    "flops_per_problem": float(np.mean([result.flops for result in results])),
     "wall_s": time.monotonic() - begin,
     "step": step,
     "seed": seed,
     "verified_inside": engine.task.self_checkable and strategy in ("best_of_n", "mcts"),
   }, results
-
-
-def flops(engine: Engine, results: Sequence[SearchResult]) -> float:
-  """Forward FLOPs of these results: prompts, asked-for and idle positions."""
-  positions = sum(result.positions for result in results)
-  positions += len(results) * engine.max_prompt
-  return positions * engine.flops_per_position()

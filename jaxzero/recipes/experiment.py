@@ -19,7 +19,7 @@ from jaxzero.tasks.base import TaskConfig
 class ImproveConfig:
   """Rounds of self-play and learning from it."""
 
-  rounds: int = 48
+  rounds: int = 44
   replay_rounds: int = 8
   """Learning draws from so many of the newest rounds."""
   steps_per_round: int = 8

@@ -67,10 +67,10 @@ class Engine:
     shards = batch_shards(self.mesh)
     return -(-batch_size // shards) * shards
 
-  def flops_per_position(self) -> float:
-    """Forward FLOPs of one position, over a cache as long as prompt and completion."""
-    context = self.max_prompt + self.max_tokens
-    return self.model.flops_per_token(self.tokenizer.vocab_size, context)
+  def flops(self, positions: float, tree_slots: int = 0) -> float:
+    """Forward FLOPs of so many positions, each over the whole cache: masked slots cost, too."""
+    context = self.max_prompt + self.max_tokens + tree_slots + 1
+    return positions * self.model.flops_per_token(self.tokenizer.vocab_size, context)
 
   def verifier(self, facts: jax.Array):
     """(completion [B, C], length [B]) -> right [B]: the answer behind the first end-think mark."""

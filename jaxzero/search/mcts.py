@@ -245,8 +245,7 @@ def search(
     rescale_values=config.rescale_values,
   )
   if best_first:
-    root_selection = lambda rng, tree, node: tree.extra_data.next_action[node]  # noqa: E731
-    interior_selection = lambda rng, tree, node, depth: tree.extra_data.next_action[node]  # noqa: E731
+    root_selection = interior_selection = _follow_plan
   else:
     root_selection = functools.partial(
       mctx.gumbel_muzero_root_action_selection,
@@ -297,6 +296,12 @@ def _transform(q: jax.Array, tree: mctx.Tree, config: MCTSConfig) -> jax.Array:
     low, high = jnp.min(completed, -1), jnp.max(completed, -1)
     q = (q - low) / jnp.maximum(high - low, 1e-8)
   return (config.maxvisit_init + jnp.max(visits, -1)) * config.value_scale * q
+
+
+def _follow_plan(rng: jax.Array, tree: mctx.Tree, node: jax.Array, depth: Any = None) -> jax.Array:
+  """mctx's action selection at an unbatched node."""
+  del rng, depth
+  return tree.extra_data.next_action[node]
 
 
 def _plan(tree: mctx.Tree) -> Plan:

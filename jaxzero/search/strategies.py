@@ -31,7 +31,7 @@ class SearchResult:
   tokens: tuple[int, ...]  # the completion given as the answer
   right: bool  # the verdict on it
   forward_tokens: int  # positions asked for, after the prompt
-  positions: int  # positions put through the model, idle ones too
+  flops: float  # of everything put through the model for it: prompt, idle and padding rows too
 
 
 def search(
@@ -75,6 +75,7 @@ class _Thinker:
 
   def __init__(self, engine: Engine, params: Params, strategy: str, play: PlayConfig):
     self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
+    self.tree_slots = play.mcts.num_simulations if strategy == "mcts" else 0
     self.inside = engine.task.self_checkable and strategy in ("best_of_n", "mcts")
 
   def run(
@@ -82,7 +83,7 @@ class _Thinker:
   ) -> list[SearchResult]:
     count = len(problems)
     left = np.full(count, budget, np.int32)
-    positions = np.zeros(count, np.int64)
+    flops = np.zeros(count)
     right = np.zeros(count, bool)
     tokens: list[tuple[int, ...]] = [()] * count
     seed_key = jax.random.key(seed)
@@ -103,13 +104,14 @@ class _Thinker:
           tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
           right[i] = out["right"][row]
         left[index] -= out["forward_tokens"][: len(index)]
-        positions[index] += out["positions"][: len(index)]
+        positions = float(out["positions"].sum()) + rows * self.engine.max_prompt
+        flops[index] += self.engine.flops(positions, self.tree_slots) / len(index)
       attempt += 1
       if not self.inside:
         break
       open_problems = np.flatnonzero(~right & (left > 0))
     return [
-      SearchResult(problem, tokens[i], bool(right[i]), int(budget - left[i]), int(positions[i]))
+      SearchResult(problem, tokens[i], bool(right[i]), int(budget - left[i]), float(flops[i]))
       for i, problem in enumerate(problems)
     ]
 

@@ -80,7 +80,8 @@ def play_round(
       cost["forward_tokens"] += float(played.forward_tokens[: len(problems)].sum())
       cost["positions"] += float(played.positions.sum()) + rows * engine.max_prompt
       progress.advance(len(problems))
-  return episodes, {**cost, "flops": cost["positions"] * engine.flops_per_position()}
+  slots = config.play.mcts.num_simulations
+  return episodes, {**cost, "flops": engine.flops(cost["positions"], slots)}
 
 
 def _episode(
@@ -96,8 +97,8 @@ def _episode(
   length = int(played.length[row])
   moves = jax.tree.map(lambda x: x[row, :length], played.moves)
   tree = None
-  if row < config.keep_trees:
-    first = int(np.argmax(moves.searched)) if moves.searched.any() else 0
+  if row < config.keep_trees and moves.searched.any():
+    first = int(np.argmax(moves.searched))
     tree = to_dict(
       played.trees, row, engine.tokenizer, problem.prompt, int(played.completion[row, first])
     )

@@ -49,9 +49,7 @@ class Table:
 
 def table(key, V, D=3, scale=2.0):
   a, b = jax.random.split(key)
-  return Table(
-    logits=scale * jax.random.normal(a, (D, V, V)), values=jax.random.normal(b, (D, V))
-  )
+  return Table(logits=scale * jax.random.normal(a, (D, V, V)), values=jax.random.normal(b, (D, V)))
 
 
 def bare_game(key, V, C, rows=B):
@@ -174,9 +172,7 @@ def test_eight_devices_grow_the_trees_of_one(tiny_model, mesh_config, order):
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_a_search_over_the_whole_vocabulary_is_stock_mctx(rescale, scale):
   V, N, key = 6, 24, jax.random.key(3)
-  config = MCTSConfig(
-    num_simulations=N, num_candidates=V, max_considered=4, rescale_values=rescale
-  )
+  config = MCTSConfig(num_simulations=N, num_candidates=V, max_considered=4, rescale_values=rescale)
   net, game = table(key, V), bare_game(key, V, C=N + 2)
   gumbel = scale * jax.random.gumbel(jax.random.split(key)[1], (B, V))
   ours = search(game, net, config, gumbel, end_id=-1, verify=None)
@@ -247,7 +243,9 @@ def test_untried_candidates_are_believed_as_much_as_the_rest_of_the_vocabulary(r
   rest_gain = out.weights[:, -1] / (1 - prior.sum(axis=1))
   untried = np.asarray(out.visit_counts) == 0
   assert untried.any()
-  np.testing.assert_allclose(gain[untried], np.broadcast_to(rest_gain[:, None], gain.shape)[untried], rtol=1e-3)
+  np.testing.assert_allclose(
+    gain[untried], np.broadcast_to(rest_gain[:, None], gain.shape)[untried], rtol=1e-3
+  )
 
 
 @pytest.mark.parametrize("order", CONFIGS)
