@@ -92,10 +92,19 @@ def main(arguments: list[str] | None = None) -> None:
     _run(arguments)
   except UserError as error:
     print(f"jaxzero: {error}", file=sys.stderr)
-    sys.exit(2)
+    _leave(2)
   except KeyboardInterrupt:
     print("jaxzero: stopped; the same command continues where it was.", file=sys.stderr)
-    sys.exit(3)
+    _leave(3)
+
+
+def _leave(code: int) -> None:
+  """Exits; one of many processes leaves at once, as jax would wait minutes for the others."""
+  if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def _run(arguments: list[str]) -> None:
@@ -213,6 +222,7 @@ def _solve(arguments: list[str]) -> None:
 
   from jaxzero.loading import load
   from jaxzero.tasks.transcript import parse_completion
+  from jaxzero.view.plots import printable
 
   run = load(parsed.run)
   begin = time.monotonic()
@@ -220,9 +230,9 @@ def _solve(arguments: list[str]) -> None:
   completion, finished = parse_completion(run.tokenizer, result.tokens)
   answer = completion.answer if finished else None
   if parsed.show_thinking:
-    print(f"thinking: {' ; '.join(completion.steps)}")
+    print(f"thinking: {printable(' ; '.join(completion.steps))}")
   verdict = "right" if result.right else "wrong" if finished else "no answer within the budget"
-  print(f"{answer or '-'}   ({verdict}; {result.forward_tokens} forward tokens)")
+  print(f"{printable(answer or '-')}   ({verdict}; {result.forward_tokens} forward tokens)")
   record: dict[str, Any] = {
     "answer": answer,
     "correct": result.right if run.engine.task.self_checkable else None,

@@ -44,8 +44,8 @@ def empty(rows: int, length: int, num_candidates: int) -> dict[str, np.ndarray]:
 def put_text(
   arrays: dict[str, np.ndarray],
   row: int,
-  prompt: Sequence[int],
-  completion: Sequence[int],
+  prompt: Sequence[int] | np.ndarray,
+  completion: Sequence[int] | np.ndarray,
   weight: float = 1.0,
 ) -> None:
   """Writes a completion to imitate: hard targets on its tokens, no value target."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxzero.errors import UserError
@@ -87,10 +86,3 @@ def shard_batch(mesh: Mesh, batch: Any, what: str = "batch size") -> Any:
     return jax.make_array_from_callback(x.shape, batch_sharding, lambda index: x[index])
 
   return jax.tree.map(put, batch)
-
-
-def to_host(tree: Any) -> Any:
-  """Arrays split over all hosts as whole numpy arrays, on every one of them."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)

@@ -89,12 +89,12 @@ def _case(
   prompts = jax.random.randint(prompt_key, (batch, PROMPT), 0, VOCAB_SIZE)
   gumbel = jax.random.gumbel(noise_key, (batch, VOCAB_SIZE))
   game = jax.jit(functools.partial(_prefill, model, config))(params, prompts)
-  runs = {
+  runs: dict[str, Callable[..., Any]] = {
     "search": functools.partial(_search, model, config, True),
     "decode": functools.partial(_decode, model, config),
     "mctx_recompute": functools.partial(_search, model, config, False),
   }
-  calls = {
+  calls: dict[str, Callable[[], Any]] = {
     name: functools.partial(jax.jit(run), params, game, gumbel) for name, run in runs.items()
   }
   seconds = _interleaved(calls, repeats)

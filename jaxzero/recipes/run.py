@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.files import disk_errors, read_jsonl, write_atomic, write_jsonl
-from jaxzero.parallel.hosts import barrier, is_primary
+from jaxzero.parallel.hosts import is_primary, primary_first
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
@@ -38,9 +38,8 @@ class Run:
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
-    if is_primary():
+    with primary_first("config checked"):
       self._check_config()
-    barrier("run opened")
     self.mesh: Mesh = make_mesh(experiment.mesh)
     self.task = tasks.make(experiment.task)
     self.tokenizer = self._tokenizer()
@@ -151,15 +150,17 @@ class Run:
 
   def _tokenizer(self) -> Tokenizer:
     folder = self.folder / "tokenizer"
-    if is_primary() and not (folder / "tokenizer.model").exists():
+    with primary_first("tokenizer made"):
+      if (folder / "tokenizer.model").exists():
+        return Tokenizer.load(folder)
       problems = self.worked_problems()
       texts = [problem.prompt for problem in problems]
       for problem in problems:
         example = self.task.worked_example(problem)
         texts += [*example.steps, example.answer]
-      Tokenizer.train(texts).save(folder)
-    barrier("tokenizer made")
-    return Tokenizer.load(folder)
+      tokenizer = Tokenizer.train(texts)
+      tokenizer.save(folder)
+      return tokenizer
 
 
 def load_experiment(folder: pathlib.Path) -> Experiment:

@@ -20,8 +20,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxzero.errors import UserError
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, bind
+from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
-from jaxzero.parallel.sharding import RULES, shard_batch, to_host
+from jaxzero.parallel.sharding import RULES, shard_batch
 from jaxzero.search import play as play_lib
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
@@ -92,7 +93,7 @@ class Engine:
   ) -> dict[str, np.ndarray]:
     """Greedy (temperature 0) or sampled episodes; host arrays [B, ...] on every process."""
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
-    return to_host(self._decode(params, arrays, np.float32(temperature)))
+    return fetch(self._decode(params, arrays, np.float32(temperature)))
 
   def play(
     self,
@@ -117,7 +118,7 @@ class Engine:
       "temperature": np.full(len(budget), temperature, np.float32),
     }
     compiled = self._play(config, verify_inside, stop_when_found, reserve, keep_trees)
-    return to_host(compiled(params, shard_batch(self.mesh, arrays)))
+    return fetch(compiled(params, shard_batch(self.mesh, arrays)))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _play(

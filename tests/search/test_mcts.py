@@ -143,8 +143,10 @@ def test_a_row_finds_the_same_whatever_its_neighbours_are(tiny_model):
     np.testing.assert_allclose(x, y[::-1], atol=1e-6)
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=8), MeshConfig(data=4, fsdp=2)])
-@pytest.mark.parametrize("order", CONFIGS)
+@pytest.mark.parametrize(
+  ("mesh_config", "order"),
+  [(MeshConfig(data=8), "gumbel"), (MeshConfig(data=4, fsdp=2), "best_first")],
+)
 def test_eight_devices_grow_the_trees_of_one(tiny_model, mesh_config, order):
   params, *inputs = case(tiny_model, 1)
   one = compiled_think(True, CONFIGS[order], tiny_model, params, *inputs)
@@ -168,8 +170,7 @@ def test_eight_devices_grow_the_trees_of_one(tiny_model, mesh_config, order):
       np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize(("rescale", "scale"), [(False, 1.0), (True, 0.0)])
 def test_a_search_over_the_whole_vocabulary_is_stock_mctx(rescale, scale):
   V, N, key = 6, 24, jax.random.key(3)
   config = MCTSConfig(num_simulations=N, num_candidates=V, max_considered=4, rescale_values=rescale)
@@ -289,7 +290,7 @@ def heap_order(game, net, config, gumbel, row, end_id):
   return visited
 
 
-@pytest.mark.parametrize("depth_bonus", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("depth_bonus", [0.0, 1.0])
 def test_best_first_visits_what_a_heap_would_and_nothing_twice(depth_bonus):
   V, key = 7, jax.random.key(11)
   config = dataclasses.replace(BEST_FIRST, num_simulations=30, depth_bonus=depth_bonus)
