@@ -11,7 +11,17 @@ from typing import Any
 
 from jaxzero.errors import UserError
 from jaxzero.files import read_jsonl, write_atomic
-from jaxzero.view.plots import TONES, Series, escape, figure, si, tone
+from jaxzero.view.page import (
+  duration,
+  html_page,
+  interval,
+  missing,
+  percent,
+  points,
+  section,
+  table,
+)
+from jaxzero.view.plots import Series, escape, figure, si, tone
 from jaxzero.view.tree import tree_key, tree_svg, tree_text
 
 Eval = Mapping[str, Any]
@@ -32,68 +42,6 @@ _STRATEGIES = {
   "mcts": "tree search",
 }
 _NODES_DRAWN = 48
-
-_DARK_TONES = ("#a3adba", "#6fb3ff", "#ff9d5c", "#46cfa3", "#e29fd8", "#e3c24c", "#ff8fa6")
-
-_STYLE = """
-:root{color-scheme:light dark;--bg:#f7f7f5;--panel:#fff;--ink:#1b1e23;--muted:#565d68;
---line:#e3e3df;--edge:#b3b8c0;--accent:#0b62b8;--right:#00765a;--wrong:#b54600;LIGHT}
-@media(prefers-color-scheme:dark){:root{--bg:#121417;--panel:#1b1e23;--ink:#e8eaed;
---muted:#a6adb8;--line:#31363e;--edge:#59606b;--accent:#6fb3ff;--right:#46cfa3;--wrong:#ff9d5c;DARK}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,sans-serif;
--webkit-text-size-adjust:100%}
-main{max-width:920px;margin:0 auto;padding:56px 28px 96px}
-h1{font-size:34px;line-height:1.15;letter-spacing:-.02em;margin:0 0 10px}
-h2{font-size:21px;letter-spacing:-.01em;margin:0 0 18px}
-h3{font-size:15px;margin:0}
-section{margin-top:56px}
-.facts{color:var(--muted);margin:0}.facts b{color:var(--ink)}
-.notice{border-left:4px solid var(--wrong);background:var(--panel);padding:12px 16px;
-margin:20px 0 0}
-.how{color:var(--muted);font-size:14.5px;max-width:68ch;margin:14px 0 0}
-.missing{color:var(--muted);border:1px dashed var(--line);border-radius:10px;padding:18px;margin:0}
-.cards{display:grid;grid-template-columns:repeat(4,1fr);gap:14px}
-.card,.panel{background:var(--panel);border:1px solid var(--line);border-radius:12px;padding:18px}
-.card h3{color:var(--tone)}
-.big{font-size:32px;line-height:1.2;font-weight:650;letter-spacing:-.02em;margin:2px 0 12px;
-font-variant-numeric:tabular-nums;white-space:nowrap}
-.small{color:var(--muted);font-size:13.5px;line-height:1.5;margin:12px 0 0}
-.track{position:relative;height:6px;border-radius:3px;background:var(--line)}
-.track i{position:absolute;height:6px;border-radius:3px;background:var(--tone);opacity:.5}
-.track b{position:absolute;top:-3px;width:3px;height:12px;margin-left:-1.5px;border-radius:2px;
-background:var(--tone)}
-.chart{display:block;width:100%;height:auto;background:var(--panel);border:1px solid var(--line);
-border-radius:12px;padding:14px}
-.narrow{display:none}
-.legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13.5px;margin:0 0 12px}
-.legend span{display:inline-flex;align-items:center;gap:7px}
-table{border-collapse:collapse;width:100%;font-size:14.5px;font-variant-numeric:tabular-nums}
-th,td{padding:8px 14px 8px 0;text-align:right;border-bottom:1px solid var(--line);
-white-space:nowrap;font-weight:400}
-th:first-child{text-align:left}thead th{color:var(--muted);font-size:13px}td b{font-weight:650}
-tbody tr:last-child>*{border-bottom:0}th:last-child,td:last-child{padding-right:0}
-.stack{display:grid;grid-template-columns:auto 1fr;gap:8px 12px;align-items:center;
-font-size:13.5px;color:var(--muted);margin-bottom:14px}
-.stack div{display:flex;gap:2px;height:22px;border-radius:6px;overflow:hidden}
-.stack i{min-width:1px}
-.dot{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:9px}
-details{margin-top:14px}summary{cursor:pointer;color:var(--accent);font-size:14.5px}
-details>.scroll{margin-top:8px}
-.panel{margin-top:16px}.panel h3{font:600 17px ui-monospace,Menlo,Consolas,monospace}
-.scroll{overflow-x:auto}pre{font-size:12.5px;line-height:1.5;margin:0}
-dl{display:grid;grid-template-columns:auto 1fr;gap:4px 16px;margin:10px 0 16px;font-size:14.5px}
-dt{color:var(--muted)}dd{margin:0;min-width:0;overflow-wrap:anywhere}
-code{font:14px ui-monospace,Menlo,Consolas,monospace}
-.verdict{font-size:13px;font-weight:650;margin-left:8px;color:var(--muted)}
-.verdict.right{color:var(--right)}.verdict.right::before{content:"✓ "}
-.verdict.wrong{color:var(--wrong)}.verdict.wrong::before{content:"✕ "}
-:focus-visible{outline:2px solid var(--accent);outline-offset:3px}
-@media(max-width:820px){.cards{grid-template-columns:repeat(2,1fr)}}
-@media(max-width:620px){main{padding:32px 16px 64px}h1{font-size:28px}section{margin-top:44px}
-.wide{display:none}.narrow{display:block}.card{padding:14px}.big{font-size:26px}
-.chart{padding:8px}}
-"""
 
 
 def write_report(run: Path) -> Path:
@@ -158,7 +106,7 @@ def _header(run: Path, summary: Mapping, finished: bool, metrics: Sequence[Mappi
   if "seed" in summary:
     facts.append(f"seed {escape(summary['seed'])}")
   if "wall_s" in summary:
-    facts.append(f"{_duration(summary['wall_s'])}")
+    facts.append(f"{duration(summary['wall_s'])}")
   if "peak_rss_bytes" in summary:
     facts.append(f"peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB")
   lines = f'<p class="facts">{" · ".join(facts)}</p>'
@@ -183,12 +131,12 @@ def _headline(summary: Mapping) -> str:
   ]
   shown = "".join(_card(*card) for card in cards if card[2])
   if not shown:
-    return _section("In short", _missing("final evaluations", "summary.json"))
+    return section("In short", missing("final evaluations", "summary.json"))
   note = (
     "Share of held-out problems solved; the bar below each number runs from 0 to 100 % and its "
     "thick part is the 95 % Wilson interval. Where two intervals overlap widely, read no winner."
   )
-  return _section("In short", f'<div class="cards">{shown}</div>', note)
+  return section("In short", f'<div class="cards">{shown}</div>', note)
 
 
 def _cost(result: Eval) -> str:
@@ -200,10 +148,10 @@ def _card(name: str, what: str, result: Eval, index: int) -> str:
   low, high = result["ci95"]
   return (
     f'<div class="card" style="--tone:{tone(index)}"><h3>{name}</h3>'
-    f'<p class="big">{_percent(result["accuracy"])}</p>'
+    f'<p class="big">{percent(result["accuracy"])}</p>'
     f'<div class="track"><i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
     f'<b style="left:{100 * result["accuracy"]:.1f}%"></b></div>'
-    f'<p class="small">{_interval(result)}<br>{result["solved"]:,} of {result["problems"]:,} '
+    f'<p class="small">{interval(result)}<br>{result["solved"]:,} of {result["problems"]:,} '
     f"solved<br>{escape(what)}</p></div>"
   )
 
@@ -222,7 +170,7 @@ def _train_curve(metrics: Sequence[Mapping]) -> str:
     for kind in ("pretrain", "round", "control")
   }
   if not any(points.values()):
-    return _section("Training", _missing("validation accuracy", "metrics.jsonl"))
+    return section("Training", missing("validation accuracy", "metrics.jsonl"))
   origin = max((row["flops"] for row in metrics if row["kind"] == "pretrain"), default=0.0)
   points["control"] = [(origin + flops, accuracy) for flops, accuracy in points["control"]]
   if points["pretrain"]:
@@ -261,10 +209,10 @@ def _train_curve(metrics: Sequence[Mapping]) -> str:
   rounds = [row for row in metrics if row["kind"] == "round" and "solved_share" in row]
   if rounds:
     note += (
-      f" In its own games the model solved {_percent(rounds[0]['solved_share'])} of the problems "
-      f"in the first round and {_percent(rounds[-1]['solved_share'])} in the last of {len(rounds)}."
+      f" In its own games the model solved {percent(rounds[0]['solved_share'])} of the problems "
+      f"in the first round and {percent(rounds[-1]['solved_share'])} in the last of {len(rounds)}."
     )
-  return _section("Training", chart, note)
+  return section("Training", chart, note)
 
 
 def _test_curve(summary: Mapping) -> str:
@@ -276,7 +224,7 @@ def _test_curve(summary: Mapping) -> str:
     if summary.get(source):
       groups[source, "greedy"] = [summary[source]]
   if not any(source in ("search", "search_supervised", "sample") for source, _ in groups):
-    return _section("Thinking", _missing("evaluated searches", "summary.json"))
+    return section("Thinking", missing("evaluated searches", "summary.json"))
   tones = {"search": 3, "search_supervised": 3, "sample": 4, "self_play": 1, "supervised": 0}
   spare = itertools.cycle((6, 5))  # for further strategies of one source
   seen: set[str] = set()
@@ -297,7 +245,7 @@ def _test_curve(summary: Mapping) -> str:
         [e["ci95"][0] for e in results],
         [e["ci95"][1] for e in results],
         [
-          f"{name}, budget {e['budget']:g}: {_percent(e['accuracy'])}, {_interval(e)}"
+          f"{name}, budget {e['budget']:g}: {percent(e['accuracy'])}, {interval(e)}"
           for e in results
         ],
         dashed=source in ("search_supervised", "supervised"),
@@ -315,7 +263,7 @@ def _test_curve(summary: Mapping) -> str:
     "<tr><th>strategy<th>budget<th>accuracy<th>95 % interval<th>solved<th>forward tokens"
     "<th>FLOP<th>verifies inside"
   )
-  table = f"<details><summary>All numbers</summary>{_table(head, rows)}</details>"
+  numbers = f"<details><summary>All numbers</summary>{table(head, rows)}</details>"
   note = (
     "One line per way of thinking: how much accuracy each forward token (one position put through "
     "the model) buys at test time. The band is the 95 % Wilson interval; a line above and to the "
@@ -323,22 +271,22 @@ def _test_curve(summary: Mapping) -> str:
   )
   if any(source == "search_supervised" for source, _ in groups):
     note += " Dashed: the supervised model, before self-play."
-  return _section("Thinking", chart + table, note)
+  return section("Thinking", chart + numbers, note)
 
 
 def _eval_row(name: str, e: Eval) -> str:
   verified = {True: "yes", False: "no"}.get(e.get("verified_inside", ""), "")
   return (
-    f"<tr><th>{escape(name)}<td>{e['budget']:g}<td><b>{_percent(e['accuracy'])}</b>"
-    f"<td>{_interval(e)}<td>{e['solved']:,} / {e['problems']:,}"
+    f"<tr><th>{escape(name)}<td>{e['budget']:g}<td><b>{percent(e['accuracy'])}</b>"
+    f"<td>{interval(e)}<td>{e['solved']:,} / {e['problems']:,}"
     f"<td>{e['forward_tokens_per_problem']:,.1f}<td>{si(e['flops_per_problem'])}<td>{verified}"
   )
 
 
 def _control_table(summary: Mapping, ledger: Mapping) -> str:
   if not summary.get("control") or not summary.get("self_play"):
-    return _section(
-      "Is it self-play, or just more training?", _missing("the control", "summary.json")
+    return section(
+      "Is it self-play, or just more training?", missing("the control", "summary.json")
     )
 
   def flops(*stages: str) -> float:
@@ -354,9 +302,9 @@ def _control_table(summary: Mapping, ledger: Mapping) -> str:
   for key, name, spent in models:
     result = summary.get(key)
     if result:
-      gap = "" if key == "control" else _points(result["accuracy"] - base)
+      gap = "" if key == "control" else points(result["accuracy"] - base)
       rows.append(
-        f"<tr><th>{name}<td><b>{_percent(result['accuracy'])}</b><td>{_interval(result)}"
+        f"<tr><th>{name}<td><b>{percent(result['accuracy'])}</b><td>{interval(result)}"
         f"<td>{result['solved']:,} / {result['problems']:,}<td>{si(spent)}<td>{gap}"
       )
   head = (
@@ -367,20 +315,20 @@ def _control_table(summary: Mapping, ledger: Mapping) -> str:
     "The control trains on with the supervised examples until it has spent the FLOPs that "
     "self-play spent on games and learning. Only what self-play has over the control is its merit."
   )
-  return _section("Is it self-play, or just more training?", _table(head, rows), note)
+  return section("Is it self-play, or just more training?", table(head, rows), note)
 
 
 def _ledger(ledger: Mapping) -> str:
   stages = [s for s in (*_STAGES, *(ledger.keys() - _STAGES.keys())) if s in ledger]
   if not stages:
-    return _section("Where the compute went", _missing("the ledger", "summary.json"))
+    return section("Where the compute went", missing("the ledger", "summary.json"))
   bars, shares = "", {}
   for column in ("flops", "seconds"):
     total = math.fsum(ledger[s][column] for s in stages) or 1.0
     shares[column] = {s: ledger[s][column] / total for s in stages}
     parts = "".join(
       f'<i style="flex-grow:{share:.5f};background:{tone(_stage_tone(s))}" '
-      f'title="{escape(_STAGES.get(s, s))} {_percent(share)}"></i>'
+      f'title="{escape(_STAGES.get(s, s))} {percent(share)}"></i>'
       for s, share in shares[column].items()
       if share > 0
     )
@@ -388,8 +336,8 @@ def _ledger(ledger: Mapping) -> str:
   rows = [
     f'<tr><th><i class="dot" style="background:{tone(_stage_tone(s))}"></i>'
     f"{escape(_STAGES.get(s, s))}"
-    f"<td>{si(ledger[s]['flops'])}<td>{_percent(shares['flops'][s])}"
-    f"<td>{_duration(ledger[s]['seconds'])}<td>{_percent(shares['seconds'][s])}"
+    f"<td>{si(ledger[s]['flops'])}<td>{percent(shares['flops'][s])}"
+    f"<td>{duration(ledger[s]['seconds'])}<td>{percent(shares['seconds'][s])}"
     f"<td>{si(ledger[s]['forward_tokens'])}"
     for s in stages
   ]
@@ -398,8 +346,8 @@ def _ledger(ledger: Mapping) -> str:
     "Both bars add up to 100 %: above FLOPs (padded and masked positions included), below wall "
     "seconds. A stage that is wider below than above uses the machine worse than the others."
   )
-  content = f'<div class="stack">{bars}</div>{_table(head, rows)}'
-  return _section("Where the compute went", content, note)
+  content = f'<div class="stack">{bars}</div>{table(head, rows)}'
+  return section("Where the compute went", content, note)
 
 
 def _stage_tone(stage: str) -> int:
@@ -410,7 +358,7 @@ def _stage_tone(stage: str) -> int:
 def _trees(trees: Sequence[Mapping]) -> str:
   title = "Searched problems"
   if not trees:
-    return _section(title, _missing("searched problems", "trees.json"))
+    return section(title, missing("searched problems", "trees.json"))
   content = tree_key() + "".join(map(_searched, trees))
   note = (
     "Read each tree left to right: every path is a chain of tokens the model considered. The "
@@ -418,7 +366,7 @@ def _trees(trees: Sequence[Mapping]) -> str:
     "chance of ending right, the ringed blue path is what was played. Hover a token for its "
     "prior and value."
   )
-  return _section(title, content, note)
+  return section(title, content, note)
 
 
 def _searched(tree: Mapping) -> str:
@@ -434,44 +382,6 @@ def _searched(tree: Mapping) -> str:
     f'<div class="scroll" tabindex="0">{tree_svg(tree, _NODES_DRAWN)}</div>'
     "<details><summary>The same tree as text</summary>"
     f'<pre class="scroll" tabindex="0">{text}</pre></details></article>'
-  )
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-  how = f'<p class="how">{note}</p>' if note else ""
-  return f"<section><h2>{title}</h2>{content}{how}</section>"
-
-
-def _missing(what: str, name: str) -> str:
-  return f'<p class="missing">Not here yet: {what} (looked in {escape(name)}).</p>'
-
-
-def _table(head: str, rows: Sequence[str]) -> str:
-  return (
-    f'<div class="scroll" tabindex="0"><table><thead>{head}</thead>'
-    f"<tbody>{''.join(rows)}</tbody></table></div>"
-  )
-
-
-def _percent(share: float) -> str:
-  return f"{100 * share:.1f} %"
-
-
-def _points(difference: float) -> str:
-  return f"{100 * difference:+.1f} points".replace("-", "\N{MINUS SIGN}")
-
-
-def _interval(result: Eval) -> str:
-  low, high = result["ci95"]
-  return f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 60:
-    return f"{seconds:.1f} s"
-  minutes, rest = divmod(round(seconds), 60)
-  return (
-    f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
   )
 
 
@@ -499,19 +409,3 @@ def _read_json(path: Path) -> Any:
     raise UserError(
       f"{path} is damaged ({error}); the command that made it can make it anew."
     ) from error
-
-
-def html_page(title: str, body: str) -> str:
-  """A self-contained HTML page; `title` and `body` are already escaped HTML."""
-  style = _STYLE.replace("LIGHT", _tones(TONES)).replace("DARK", _tones(_DARK_TONES))
-  return (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-    f"<title>{title}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
-  )
-
-
-def _tones(colours: tuple[str, ...]) -> str:
-  return ";".join(f"--s{i}:{colour}" for i, colour in enumerate(colours))

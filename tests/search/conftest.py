@@ -37,7 +37,7 @@ def params(task, tokenizer, problems, tiny_model, mesh1):
     completion = encode_completion(tokenizer, task.worked_example(problem))
     texts.append((encode_prompt(tokenizer, problem), completion))
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=10)
-  trainer = Trainer(tiny_model, tokenizer.vocab_size, optimizer, LossConfig(), mesh1)
+  trainer = Trainer(tiny_model, tokenizer.vocab_size, optimizer, LossConfig(), mesh1, steps=80)
   examples = Examples(texts, PROMPT + COMPLETION, 1, seed=0)
   state = trainer.init(jax.random.key(0))
   for step in range(80):

@@ -15,7 +15,9 @@ from jaxzero.tasks.transcript import encode_completion, grade
 
 ROWS = 8
 EXACT = ("completion", "length", "finished", "right", "forward_tokens")
-COLLECTIVE = re.compile(r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)")
+COLLECTIVE = re.compile(
+  r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+)
 
 
 def keys(seed=0):
@@ -167,7 +169,9 @@ def test_forks_are_searched_and_forced_tokens_are_not(whole, batch, forward, pla
   assert (fork & inside).any() and (~fork & inside).any()
   first = np.cumsum(fork & inside, axis=1) <= play_config.max_searches
   np.testing.assert_array_equal(whole.moves.searched, fork & inside & first)
-  np.testing.assert_array_equal(log_p.argmax(axis=-1)[~fork & inside], whole.completion[~fork & inside])
+  np.testing.assert_array_equal(
+    log_p.argmax(axis=-1)[~fork & inside], whole.completion[~fork & inside]
+  )
 
 
 def test_without_noise_and_temperature_keys_do_not_matter(play, batch):

@@ -49,7 +49,11 @@ def test_nobody_asks_nothing(engine8, params8):
 
 @pytest.mark.parametrize(
   ("strategy", "budget", "says"),
-  [("oracle", 10, "'oracle'.*greedy, sample"), ("greedy", 0, "budget=0"), ("mcts", -5, "budget=-5")],
+  [
+    ("oracle", 10, "'oracle'.*greedy, sample"),
+    ("greedy", 0, "budget=0"),
+    ("mcts", -5, "budget=-5"),
+  ],
 )
 def test_nonsense_is_refused(think, strategy, budget, says):
   with pytest.raises(UserError, match=says):
