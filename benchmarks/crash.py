@@ -71,18 +71,23 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
   for path in sorted((folder / "episodes").glob("*.arrayrecord")):
     found[path.name] = path.read_bytes()
   rows = (folder / "metrics.jsonl").read_text().splitlines()
-  found["metrics"] = [without_clocks(json.loads(row)) for row in rows]
+  found |= leaves("metrics", [json.loads(row) for row in rows])
   for name in ("ledger", "summary", "trees"):
-    found[name] = without_clocks(json.loads((folder / f"{name}.json").read_text()))
+    found |= leaves(name, json.loads((folder / f"{name}.json").read_text()))
   return found
 
 
-def without_clocks(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {key: without_clocks(child) for key, child in value.items() if key not in CLOCKS}
+def leaves(name: str, value: Any) -> dict[str, Any]:
+  """Every number and text of a JSON value by its path, clocks left out."""
   if isinstance(value, list):
-    return [without_clocks(child) for child in value]
-  return value
+    value = dict(enumerate(value))
+  if not isinstance(value, dict):
+    return {name: value}
+  found = {name: len(value)}
+  for key, child in value.items():
+    if key not in CLOCKS:
+      found |= leaves(f"{name}.{key}", child)
+  return found
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxzero.errors import UserError
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.train import OptimizerConfig
@@ -21,6 +22,13 @@ class SupervisedConfig:
   patience: int = 4
   """Validations without a better accuracy after which training stops."""
   optimizer: OptimizerConfig = OptimizerConfig()
+
+  def check(self) -> None:
+    """Raises UserError for a training that cannot run."""
+    for name in ("steps", "batch_size", "evaluate_every", "patience"):
+      if getattr(self, name) < 1:
+        option = name.replace("_", "-")
+        raise UserError(f"--supervised.{option}={getattr(self, name)} must be at least 1.")
 
 
 class Examples:

@@ -65,7 +65,9 @@ class Experiment:
   def check(self) -> None:
     """Raises UserError for settings that cannot run, before anything is written."""
     self.model.check()
+    self.supervised.check()
     self.self_play.check()
+    self.self_play.play.check(vocab_size=None)
     self.improve.check()
     self.evaluation.check()
     if self.seed < 0:

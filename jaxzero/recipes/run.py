@@ -19,7 +19,7 @@ from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.files import disk_errors, read_jsonl, write_atomic, write_jsonl
 from jaxzero.parallel.hosts import is_primary, primary_first
-from jaxzero.parallel.mesh import make_mesh
+from jaxzero.parallel.mesh import batch_shards, make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
 from jaxzero.tasks.base import Problem
@@ -34,15 +34,18 @@ class Run:
 
   def __init__(self, folder: pathlib.Path, experiment: Experiment):
     self.folder, self.experiment = pathlib.Path(folder), experiment
+    # What can be refused is refused before anything is written.
     experiment.check()
+    self.task = tasks.make(experiment.task)
+    self.mesh: Mesh = make_mesh(experiment.mesh)
+    _check_batches(experiment, batch_shards(self.mesh))
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
     with primary_first("config checked"):
       self._check_config()
-    self.mesh: Mesh = make_mesh(experiment.mesh)
-    self.task = tasks.make(experiment.task)
     self.tokenizer = self._tokenizer()
+    experiment.self_play.play.check(self.tokenizer.vocab_size)
     self.engine = Engine(
       experiment.model,
       self.tokenizer,
@@ -51,10 +54,10 @@ class Run:
       experiment.max_prompt,
       experiment.self_play.play.max_tokens,
     )
-    self.metrics: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
-    self.ledger: dict[str, dict[str, float]] = {}
+    self._rows_on_disk: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
     self.seconds = 0.0
     self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}}
+    self.rewind(self._books)
 
   def __enter__(self) -> Run:
     return self
@@ -85,11 +88,11 @@ class Run:
     done = self._read_result(name)
     if done is None:
       begin = time.monotonic()
-      self.rewind(self._books)
       value = function()
       done = {"value": value, "seconds": time.monotonic() - begin, "books": self.commit()}
       write_json(self.folder / "results" / f"{name}.json", done)
     self._books = done["books"]
+    self.rewind(self._books)
     self.seconds += done["seconds"]
     return done["value"]
 
@@ -117,12 +120,13 @@ class Run:
     if is_primary():
       write_jsonl(self.folder / "metrics.jsonl", self.metrics)
     write_json(self.folder / "ledger.json", self.ledger)
+    self._rows_on_disk = list(self.metrics)
     return {"metrics_rows": len(self.metrics), "ledger": copy.deepcopy(self.ledger)}
 
   def rewind(self, meta: dict[str, Any]) -> None:
-    """Puts metrics and ledger back to where a checkpoint was made."""
-    self.metrics = self.metrics[: meta["metrics_rows"]]
-    self.ledger = {stage: dict(entry) for stage, entry in meta["ledger"].items()}
+    """Puts metrics and ledger to where they stood when `commit` returned this."""
+    self.metrics = self._rows_on_disk[: meta["metrics_rows"]]
+    self.ledger = copy.deepcopy(meta["ledger"])
 
   def _check_config(self) -> None:
     path = self.folder / "config.json"
@@ -213,6 +217,20 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
       found += _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
     return found
   return [] if a == b else [f"{prefix}: {a} there, {b} here"]
+
+
+def _check_batches(experiment: Experiment, shards: int) -> None:
+  sizes = {
+    "supervised.batch_size": experiment.supervised.batch_size,
+    "self_play.batch_size": experiment.self_play.batch_size,
+    "improve.batch_size": experiment.improve.batch_size,
+  }
+  for name, size in sizes.items():
+    if size % shards:
+      raise UserError(
+        f"{name}={size} does not divide over data x fsdp = {shards} devices; use a multiple of "
+        f"{shards} or a smaller mesh."
+      )
 
 
 def _lock(folder: pathlib.Path):

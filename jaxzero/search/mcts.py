@@ -44,11 +44,12 @@ class MCTSConfig:
   maxvisit_init: float = 50.0
   rescale_values: bool = False
 
-  def check(self, vocab_size: int) -> None:
-    """Raises UserError for a search that cannot run."""
-    if not 2 <= self.num_candidates <= vocab_size:
+  def check(self, vocab_size: int | None) -> None:
+    """Raises UserError for a search that cannot run; None: whatever the vocabulary."""
+    if self.num_candidates < 2 or (vocab_size and self.num_candidates > vocab_size):
       raise UserError(
-        f"num_candidates={self.num_candidates} must lie in 2..{vocab_size}, the vocabulary."
+        f"num_candidates={self.num_candidates} must be at least 2 and at most the vocabulary's "
+        f"{vocab_size or 'size'}."
       )
     if not 1 <= self.max_considered <= self.num_candidates:
       raise UserError(

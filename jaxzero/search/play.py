@@ -33,7 +33,8 @@ class PlayConfig:
   max_tokens: int = 30
   """The longest completion; an episode that reaches it is truncated and counts as wrong."""
 
-  def check(self, vocab_size: int) -> None:
+  def check(self, vocab_size: int | None) -> None:
+    """Raises UserError for episodes that cannot be played; None: whatever the vocabulary."""
     self.mcts.check(vocab_size)
     if self.max_tokens < 2:
       raise UserError(f"max_tokens={self.max_tokens} must be at least 2.")

@@ -31,7 +31,11 @@ class SelfPlayConfig:
   """Episodes a batch whose first search tree is stored whole."""
 
   def check(self) -> None:
-    if self.episodes_per_round < 1 or self.episodes_per_round % self.batch_size:
+    if (
+      self.batch_size < 1
+      or self.episodes_per_round < 1
+      or self.episodes_per_round % self.batch_size
+    ):
       raise UserError(
         f"episodes_per_round={self.episodes_per_round} must be a multiple of "
         f"batch_size={self.batch_size}."

@@ -60,17 +60,18 @@ class Countdown:
   def problems(self, split: str, seed: int, count: int) -> list[Problem]:
     """The first `count` distinct problems of the stream; UserError if it has not so many."""
     found: dict[str, Problem] = {}
-    draws = 1000 + 20 * count
-    for index in range(draws):
-      if len(found) >= count:
-        break
+    index = newest = 0
+    while len(found) < count:
       problem = self.problem(split, seed, index)
-      found.setdefault(problem.id, problem)
-    if len(found) < count:
-      raise UserError(
-        f"split {split!r} gave {len(found)} distinct problems in {draws} draws, not {count}; "
-        "ask for fewer, or raise numbers, max_number or max_target"
-      )
+      if problem.id not in found:
+        found[problem.id] = problem
+        newest = index
+      if index - newest >= MAX_REJECTIONS:
+        raise UserError(
+          f"split {split!r} has about {len(found)} distinct problems, not {count}; ask for fewer, "
+          "or raise numbers, max_number or max_target"
+        )
+      index += 1
     return list(found.values())
 
   def parse(self, prompt: str) -> Problem:

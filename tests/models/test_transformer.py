@@ -1,4 +1,4 @@
-"""One network, many ways to run it: whole, cached, scanned, rematerialised, sharded, in bfloat16."""
+"""One network, many ways to run it: whole, cached, scanned, rematerialised, sharded, bfloat16."""
 
 import dataclasses
 import functools

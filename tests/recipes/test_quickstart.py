@@ -87,12 +87,15 @@ def test_self_play_learns_on_train_problems_alone(smoke_run):
 
 
 def test_the_same_command_again_changes_nothing(smoke_run, smoke_command):
+  summary = smoke_run / "summary.json"
   before = {p: p.read_bytes() for p in smoke_run.rglob("*.json*")}
   done = subprocess.run(smoke_command(smoke_run), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   for path, content in before.items():
     if path.name != "summary.json":
       assert path.read_bytes() == content, path
+  old, new = (json.loads(x) for x in (before[summary], summary.read_bytes()))
+  assert {**new, "peak_rss_bytes": 0} == {**old, "peak_rss_bytes": 0}
 
 
 def test_load_gives_the_newest_parameters(smoke_run):

@@ -18,9 +18,11 @@ def think(engine8, params8, problems, play_config):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, engine8, strategy):
   for budget in (1, 13, 45):
-    for result in think(strategy, budget):
+    results = think(strategy, budget)
+    asked = sum(result.forward_tokens for result in results)
+    assert sum(result.flops for result in results) > engine8.flops(asked)
+    for result in results:
       assert 1 <= result.forward_tokens <= budget
-      assert result.forward_tokens <= result.positions
       verdict = grade(engine8.task, engine8.tokenizer, result.problem, result.tokens)
       assert result.right == verdict.right
       assert budget > 1 or not result.right
