@@ -13,6 +13,7 @@ from jaxzero.checkpoints import Checkpoints
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.models.transformer import Params
 from jaxzero.parallel.hosts import is_primary
+from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, config_dict, write_json
 from jaxzero.recipes.stages import (
@@ -111,9 +112,15 @@ def search_curves(run: Run) -> dict[str, Any]:
   unit = float(np.mean([len(result.tokens) for result in sampled]))
   problems = task.problems("test", 0, config.problems)
   curves: dict[str, Any] = {"unit_tokens": unit}
-  for suffix, params in (("", final), ("_supervised", first)):
-    for name, strategy in (("search", "mcts"), ("sample", "best_of_n")):
-      curves[name + suffix] = []
+  kinds = [
+    (name + suffix, strategy, params)
+    for suffix, params in (("", final), ("_supervised", first))
+    for name, strategy in (("search", "mcts"), ("sample", "best_of_n"))
+  ]
+  total = len(kinds) * len(config.budgets)
+  with bar("thinking on a budget", total=total, unit="evaluations") as progress:
+    for name, strategy, params in kinds:
+      curves[name] = []
       for multiple in config.budgets:
         result, _ = evaluate(
           run.engine,
@@ -126,7 +133,9 @@ def search_curves(run: Run) -> dict[str, Any]:
           batch_size=config.batch_size,
         )
         charge_evaluation(run, result)
-        curves[name + suffix].append({**result, "multiple": multiple})
+        curves[name].append({**result, "multiple": multiple})
+        progress.describe(f"thinking on a budget, {strategy} {multiple}x {result['accuracy']:.1%}")
+        progress.advance()
   return curves
 
 

@@ -44,7 +44,7 @@ class Engine:
   ):
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
-    self._answer = task.device_verifier(tokenizer)
+    self._verify = task.device_verifier(tokenizer)
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
@@ -74,16 +74,17 @@ class Engine:
     return positions * self.model.flops_per_token(self.tokenizer.vocab_size, context)
 
   def verifier(self, facts: jax.Array):
-    """(completion [B, C], length [B]) -> right [B]: the answer behind the first end-think mark."""
+    """(completion [B, C], length [B]) -> right [B]: steps, the first end-think mark, the answer."""
 
     def verify(completion: jax.Array, length: jax.Array) -> jax.Array:
       C = completion.shape[1]
       closed = completion == self.tokenizer.end_think_id
-      begin = jnp.argmax(closed, axis=1) + 1
+      steps_length = jnp.argmax(closed, axis=1)
+      begin = steps_length + 1
       index = jnp.minimum(begin[:, None] + jnp.arange(C), C - 1)
       answer = jnp.take_along_axis(completion, index, axis=1)
       answer_length = length - 1 - begin
-      right = self._answer(facts, answer, jnp.maximum(answer_length, 0))
+      right = self._verify(facts, completion, steps_length, answer, jnp.maximum(answer_length, 0))
       return jnp.any(closed, axis=1) & (answer_length > 0) & right
 
     return verify

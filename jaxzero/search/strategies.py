@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
+from jaxzero.progress import bar
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem
@@ -66,54 +67,67 @@ def search(
       f"best_of_n picks by the verifier, but task {engine.task.name!r} decides by an answer key; "
       "use mcts or sample."
     )
-  thinker = _Thinker(engine, params, strategy, play or PlayConfig(max_tokens=engine.max_tokens))
-  return thinker.run(problems, budget, seed, batch_size)
+  play = play or PlayConfig(max_tokens=engine.max_tokens)
+  return _Thinker(engine, params, strategy, play, problems, budget).run(seed, batch_size)
 
 
 class _Thinker:
   """Tries again, in shrinking batches, what is neither solved nor out of budget."""
 
-  def __init__(self, engine: Engine, params: Params, strategy: str, play: PlayConfig):
+  def __init__(
+    self,
+    engine: Engine,
+    params: Params,
+    strategy: str,
+    play: PlayConfig,
+    problems: Sequence[Problem],
+    budget: int,
+  ):
     self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
     self.tree_slots = play.mcts.num_simulations if strategy == "mcts" else 0
     self.inside = engine.task.self_checkable and strategy in ("best_of_n", "mcts")
-
-  def run(
-    self, problems: Sequence[Problem], budget: int, seed: int, batch_size: int
-  ) -> list[SearchResult]:
+    self.problems, self.budget = problems, budget
     count = len(problems)
-    left = np.full(count, budget, np.int32)
-    flops = np.zeros(count)
-    right = np.zeros(count, bool)
-    tokens: list[tuple[int, ...]] = [()] * count
-    seed_key = jax.random.key(seed)
+    self.left = np.full(count, budget, np.int32)
+    self.flops = np.zeros(count)
+    self.right = np.zeros(count, bool)
+    self.tokens: list[tuple[int, ...]] = [()] * count
+
+  def run(self, seed: int, batch_size: int) -> list[SearchResult]:
+    count, seed_key = len(self.problems), jax.random.key(seed)
     attempt, open_problems = 0, np.arange(count)
-    while len(open_problems):
-      key = jax.random.fold_in(seed_key, attempt)
-      for begin in range(0, len(open_problems), batch_size):
-        index = open_problems[begin : begin + batch_size]
-        rows = self.engine.rows(min(batch_size, max(count, 1)))
-        batch = self.engine.encode([problems[i] for i in index], rows)
-        numbers = np.zeros(rows, np.int32)
-        numbers[: len(index)] = index
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
-        row_budget = np.zeros(rows, np.int32)
-        row_budget[: len(index)] = left[index]
-        out = self._try(batch, keys, row_budget, attempt)
-        for row, i in enumerate(index):
-          tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
-          right[i] = out["right"][row]
-        left[index] -= out["forward_tokens"][: len(index)]
-        positions = float(out["positions"].sum()) + rows * self.engine.max_prompt
-        flops[index] += self.engine.flops(positions, self.tree_slots) / len(index)
-      attempt += 1
-      if not self.inside:
-        break
-      open_problems = np.flatnonzero(~right & (left > 0))
+    with bar(f"{self.strategy}, budget {self.budget}", count, "problems") as progress:
+      while len(open_problems):
+        key = jax.random.fold_in(seed_key, attempt)
+        for begin in range(0, len(open_problems), batch_size):
+          index = open_problems[begin : begin + batch_size]
+          self._try_batch(index, key, attempt, self.engine.rows(min(batch_size, count)))
+          progress.advance(len(index) - int(self._goes_on(index).sum()))
+        open_problems = open_problems[self._goes_on(open_problems)]
+        attempt += 1
     return [
-      SearchResult(problem, tokens[i], bool(right[i]), int(budget - left[i]), float(flops[i]))
-      for i, problem in enumerate(problems)
+      SearchResult(problem, tokens, bool(right), int(self.budget - left), float(flops))
+      for problem, tokens, right, left, flops in zip(
+        self.problems, self.tokens, self.right, self.left, self.flops, strict=True
+      )
     ]
+
+  def _goes_on(self, index: np.ndarray) -> np.ndarray:
+    return self.inside & ~self.right[index] & (self.left[index] > 0)
+
+  def _try_batch(self, index: np.ndarray, key: jax.Array, attempt: int, rows: int) -> None:
+    """One more try at the problems of these numbers, at most `rows`."""
+    batch = self.engine.encode([self.problems[i] for i in index], rows)
+    numbers, budget = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    numbers[: len(index)], budget[: len(index)] = index, self.left[index]
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+    out = self._try(batch, keys, budget, attempt)
+    for row, i in enumerate(index):
+      self.tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
+    self.right[index] = out["right"][: len(index)]
+    self.left[index] -= out["forward_tokens"][: len(index)]
+    positions = float(out["positions"].sum()) + rows * self.engine.max_prompt
+    self.flops[index] += self.engine.flops(positions, self.tree_slots) / len(index)
 
   def _try(
     self, batch: dict[str, np.ndarray], keys: jax.Array, budget: np.ndarray, attempt: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
   import jax
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
   from jaxzero.tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
+
+DeviceVerifier: TypeAlias = (
+  "Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]"
+)
+"""f(problem_arrays int32 [B, P], steps int32 [B, T], steps_length int32 [B], answer int32 [B, T],
+answer_length int32 [B]) -> bool [B]; only the first `length` tokens of each row count: the thinking
+up to `</think>`, and what is between that and the end token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +96,13 @@ class Task(Protocol):
     """A problem that a person typed; UserError says what is wrong with it."""
     ...
 
-  def verify(self, problem: Problem, answer: str) -> Verdict:
-    """Right or wrong for any string: never raises, never executes text, bounded time."""
+  def verify(self, problem: Problem, answer: str, steps: Sequence[str] | None = None) -> Verdict:
+    """Right or wrong for any strings: never raises, never executes text, bounded time.
+
+    Args:
+      answer: the text behind the thinking.
+      steps: the thinking, where it shall count, too; a task may leave it unread.
+    """
     ...
 
   def worked_example(self, problem: Problem, seed: int = 0) -> Completion:
@@ -105,13 +117,6 @@ class Task(Protocol):
     """What `device_verifier` needs of a problem: int32 [P], the same P for every problem."""
     ...
 
-  def device_verifier(
-    self, tokenizer: Tokenizer
-  ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`verify` as a pure JAX function.
-
-    Returns:
-      f(problem_arrays int32 [B, P], tokens int32 [B, T], length int32 [B]) -> bool [B], where
-      tokens[b, :length[b]] are the answer's tokens: after `</think>`, before the end token.
-    """
+  def device_verifier(self, tokenizer: Tokenizer) -> DeviceVerifier:
+    """`verify` with steps as a pure JAX function."""
     ...

@@ -2,7 +2,8 @@
 
 `2 4 5 6 = 32` is answered by `6*5=30 ; 4-2=2 ; 30+2=32 </think> 6*5+(4-2)`. Division is exact and
 every result whole and not negative, so the values that a set of numbers can reach are finite:
-problems are solved, and prefixes of answers judged, exactly.
+problems are solved, and prefixes of answers judged, exactly. A completion is right if its answer
+and each of its steps are: a lucky guess behind nonsense is wrong.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from random import Random
 
-import jax
 import numpy as np
 
 from jaxzero.errors import UserError
-from jaxzero.tasks import countdown_device, countdown_solver, expression
-from jaxzero.tasks.base import SPLITS, Completion, Problem, TaskConfig, Verdict
+from jaxzero.tasks import countdown_device, countdown_solver, countdown_steps, expression
+from jaxzero.tasks.base import (
+  SPLITS,
+  Completion,
+  DeviceVerifier,
+  Problem,
+  TaskConfig,
+  Verdict,
+)
 from jaxzero.tokenizers import Tokenizer
 
 MIN_NUMBERS, MAX_NUMBERS = 2, countdown_device.MAX_NUMBERS
@@ -79,13 +86,20 @@ class Countdown:
     numbers, target = _read(prompt)
     return _problem(numbers, target)
 
-  def verify(self, problem: Problem, answer: str) -> Verdict:
-    """Whether the text is a legal expression over the problem's numbers that gives its target."""
+  def verify(self, problem: Problem, answer: str, steps: Sequence[str] | None = None) -> Verdict:
+    """Whether the answer is a legal expression over the problem's numbers that gives its target.
+
+    Steps, where given, must be legal, too, in the canonical format, and reach the target.
+    """
     numbers, target = _numbers_and_target(problem.id)
     value, reason = expression.evaluate(answer, numbers)
     if value is None:
       return Verdict(False, reason)
-    return Verdict(True, "right") if value == target else Verdict(False, f"gives {value}")
+    if value != target:
+      return Verdict(False, f"gives {value}")
+    if steps is not None and countdown_solver.after_steps(numbers, steps) != (target,):
+      return Verdict(False, "the steps are not a way to the target")
+    return Verdict(True, "right")
 
   def worked_example(self, problem: Problem, seed: int = 0) -> Completion:
     """A pseudo-random solution, pure in (problem.id, seed); UserError if there is none."""
@@ -115,11 +129,17 @@ class Countdown:
     numbers, target = _numbers_and_target(problem.id)
     return countdown_device.problem_array(numbers, target)
 
-  def device_verifier(
-    self, tokenizer: Tokenizer
-  ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`verify` in pure JAX; see `countdown_device.device_verifier`."""
-    return countdown_device.device_verifier(tokenizer)
+  def device_verifier(self, tokenizer: Tokenizer) -> DeviceVerifier:
+    """`verify`, steps included, in pure JAX."""
+    answer_right = countdown_device.answer_verifier(tokenizer)
+    steps_right = countdown_steps.steps_verifier(tokenizer)
+
+    def verify(problem_arrays, steps, steps_length, answer, answer_length):
+      return answer_right(problem_arrays, answer, answer_length) & steps_right(
+        problem_arrays, steps, steps_length
+      )
+
+    return verify
 
 
 def split_of(problem_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Countdown's verifier in pure JAX: `expression.Machine` over a batch of token sequences.
+"""Countdown's answers in pure JAX: `expression.Machine` over a batch of token sequences.
 
 One loop turn reads one token; the trip count is the longest answer in the batch, so a batch without
 finished answers costs nothing.
@@ -30,7 +30,7 @@ def problem_array(numbers: tuple[int, ...], target: int) -> np.ndarray:
   return np.asarray((*numbers, *padding, target), np.int32)
 
 
-def device_verifier(
+def answer_verifier(
   tokenizer: Tokenizer,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
   """The verifier for one tokenizer; agrees with `Countdown.verify` on every answer of T tokens.
@@ -42,7 +42,7 @@ def device_verifier(
   Raises:
     UserError: the tokenizer has tokens that spell several characters of an answer.
   """
-  table = jnp.asarray(code_table(tokenizer))
+  table = jnp.asarray(code_table(tokenizer, ALPHABET))
 
   def verify(problem_arrays: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
     codes = table.at[tokens].get(mode="fill", fill_value=INVALID, wrap_negative_indices=False)
@@ -51,18 +51,18 @@ def device_verifier(
   return verify
 
 
-def code_table(tokenizer: Tokenizer) -> np.ndarray:
-  """int32 [V]: each token's character code, INVALID for tokens that no legal answer contains."""
-  table = np.full(tokenizer.vocab_size, INVALID, np.int32)
+def code_table(tokenizer: Tokenizer, alphabet: str) -> np.ndarray:
+  """int32 [V]: each token's index in the alphabet, len(alphabet) where it is not of it."""
+  table = np.full(tokenizer.vocab_size, len(alphabet), np.int32)
   for i in range(tokenizer.vocab_size):
     text = tokenizer.decode([i], controls=True)
-    if text and set(text) <= set(ALPHABET):
+    if text and set(text) <= set(alphabet):
       if len(text) > 1:
         raise UserError(
           f"token {i} of this tokenizer spells {text!r}; the device verifier needs one token for "
           "each character of an answer, so use a tokenizer that never merges them"
         )
-      table[i] = ALPHABET.index(text)
+      table[i] = alphabet.index(text)
   return table
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -125,16 +125,25 @@ def _render(tree: Tree, tight: bool = False, right: bool = False) -> str:
   return f"({text})" if needed else text
 
 
+def after_steps(numbers: Numbers, steps: Sequence[str]) -> Numbers | None:
+  """The numbers left, sorted, after steps in the canonical format; None if one is not legal."""
+  left: Numbers | None = numbers
+  for step in steps:
+    left = _steps(left).get(step)
+    if left is None:
+      return None
+  return left
+
+
 def solvable(numbers: Numbers, target: int, prefix: str) -> bool:
   """Whether a right completion starts with `prefix`; see `Countdown.solvable`."""
   thinking, end, answer = prefix.partition(END_THINK)
   *finished, last = thinking.split(";")
-  left = numbers
-  for step in [*finished, last] if end else finished:
-    after = _steps(left).get(step.strip(" "))
-    if after is None:
-      return False
-    left = after
+  left = after_steps(
+    numbers, [step.strip(" ") for step in ([*finished, last] if end else finished)]
+  )
+  if left is None:
+    return False
   if end:
     return left == (target,) and _answer_extends(answer, numbers, target)
   fragment = last.strip(" ")

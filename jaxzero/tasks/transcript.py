@@ -68,6 +68,8 @@ def parse_completion(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[Compl
 def grade(
   task: Task, tokenizer: Tokenizer, problem: Problem, completion_tokens: Sequence[int]
 ) -> Verdict:
-  """The task's verdict on a completion's answer; an unfinished one is wrong."""
+  """The task's verdict on a completion, thinking included; an unfinished one is wrong."""
   completion, finished = parse_completion(tokenizer, completion_tokens)
-  return task.verify(problem, completion.answer) if finished else Verdict(False, "unfinished")
+  if not finished:
+    return Verdict(False, "unfinished")
+  return task.verify(problem, completion.answer, completion.steps)

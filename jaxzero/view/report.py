@@ -41,6 +41,7 @@ _STRATEGIES = {
   "best_first": "best-first",
   "mcts": "tree search",
 }
+_CURVES = ("search", "search_supervised", "sample", "sample_supervised")
 _NODES_DRAWN = 48
 
 
@@ -217,22 +218,23 @@ def _train_curve(metrics: Sequence[Mapping]) -> str:
 
 def _test_curve(summary: Mapping) -> str:
   groups: dict[tuple[str, str], list[Eval]] = {}
-  for source in ("search", "search_supervised", "sample"):
+  for source in _CURVES:
     for result in summary.get(source) or []:
       groups.setdefault((source, result["strategy"]), []).append(result)
   for source in ("self_play", "supervised"):
     if summary.get(source):
       groups[source, "greedy"] = [summary[source]]
-  if not any(source in ("search", "search_supervised", "sample") for source, _ in groups):
+  if not any(source in _CURVES for source, _ in groups):
     return section("Thinking", missing("evaluated searches", "summary.json"))
-  tones = {"search": 3, "search_supervised": 3, "sample": 4, "self_play": 1, "supervised": 0}
+  tones = {"search": 3, "search_supervised": 3, "sample": 4, "sample_supervised": 4}
+  tones |= {"self_play": 1, "supervised": 0}
   spare = itertools.cycle((6, 5))  # for further strategies of one source
   seen: set[str] = set()
   series, rows = [], []
   for (source, strategy), results in groups.items():
     name = _STRATEGIES.get(strategy, strategy)
-    name += {"search_supervised": ", supervised", "self_play": ", self-play"}.get(source, "")
-    name += ", supervised" if source == "supervised" else ""
+    before = source.endswith("supervised")
+    name += ", supervised" if before else ", self-play" if source == "self_play" else ""
     results = sorted(results, key=lambda e: e["forward_tokens_per_problem"])
     index = next(spare) if source in seen else tones[source]
     seen.add(source)
@@ -248,7 +250,7 @@ def _test_curve(summary: Mapping) -> str:
           f"{name}, budget {e['budget']:g}: {percent(e['accuracy'])}, {interval(e)}"
           for e in results
         ],
-        dashed=source in ("search_supervised", "supervised"),
+        dashed=before,
       )
     )
     rows += [_eval_row(name, e) for e in results]
@@ -269,7 +271,7 @@ def _test_curve(summary: Mapping) -> str:
     "the model) buys at test time. The band is the 95 % Wilson interval; a line above and to the "
     "left of another is the better deal."
   )
-  if any(source == "search_supervised" for source, _ in groups):
+  if any(source.endswith("supervised") for source, _ in groups):
     note += " Dashed: the supervised model, before self-play."
   return section("Thinking", chart + numbers, note)
 

@@ -1,4 +1,4 @@
-"""The verifier inside `jax.jit` decides exactly as `Countdown.verify` does."""
+"""The verifier of answers inside `jax.jit` decides exactly as `Countdown.verify` does."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from jaxzero.tokenizers import Tokenizer
 
 TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
 TOKENIZER = Tokenizer.train(["2 4 5 6 = 32", "6*5=30"])
-DEVICE = jax.jit(TASK.device_verifier(TOKENIZER))
+DEVICE = jax.jit(countdown_device.answer_verifier(TOKENIZER))
 WIDTH, BATCH = 26, 32
 PROBLEMS = [
   *TASK.problems("train", 0, 40),

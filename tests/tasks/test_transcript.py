@@ -72,4 +72,6 @@ def test_any_token_list_is_read(tokens):
   if span is not None:
     assert completion.answer == TOKENIZER.decode(tokens[slice(*span)], controls=True)
   verdict = transcript.grade(TASK, TOKENIZER, PROBLEM, tokens)
-  assert verdict.right == (finished and TASK.verify(PROBLEM, completion.answer).right)
+  assert verdict.right == (
+    finished and TASK.verify(PROBLEM, completion.answer, completion.steps).right
+  )
