@@ -4,8 +4,9 @@
   (ii) rejection: the policy's own samples, those verified right kept and imitated, in rounds.
 
 Both go on from the same supervised checkpoint and spend the FLOPs that self-play and its learning
-spent. `python benchmarks/self_improvement.py --folder runs/study --seeds 0 1 2` (about 20 minutes a
-seed on 2 cores; a cell that is finished is not done again) prints the table of RESULTS.md.
+spent; both are judged by their best validation. It also asks whether more thinking helps the final
+model. `python benchmarks/self_improvement.py --folder runs/study --seeds 0 1 2` (about 20 minutes a
+seed on 2 cores; a cell that is finished is not done again) prints the tables of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxzero.evals.evaluate import evaluate
-from jaxzero.evals.stats import paired_bootstrap, wilson
+from jaxzero.evals.stats import log_budget_trend, paired_bootstrap, wilson
 from jaxzero.files import write_atomic
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.train import OptimizerConfig, Trainer
@@ -30,7 +31,7 @@ from jaxzero.recipes.quickstart import control, self_play, supervised
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params, train_flops
 
-TEST_PROBLEMS = 900
+TEST_PROBLEMS = 800
 ARMS = ("supervised", "control", "rejection", "self_play")
 
 
@@ -113,6 +114,28 @@ def greedy(run: Run, params, problems, split: str = "test") -> dict:
   return {**result, "right": [bool(r.right) for r in results]}
 
 
+def search_curve(run: Run, params, unit: float) -> dict[str, list]:
+  """Who is solved by MCTS and by best-of-N at each budget, verifier inside: [budgets][problems]."""
+  config = run.experiment.evaluation
+  problems = run.task.problems("test", 0, config.problems)
+  rights: dict[str, list] = {}
+  for strategy in ("mcts", "best_of_n"):
+    rights[strategy] = []
+    for multiple in config.budgets:
+      _, results = evaluate(
+        run.engine,
+        params,
+        problems,
+        strategy,
+        max(1, round(unit * multiple)),
+        seed=run.experiment.seed,
+        play=config.play_at(multiple, run.experiment.self_play.play),
+        batch_size=config.batch_size,
+      )
+      rights[strategy].append([bool(result.right) for result in results])
+  return rights
+
+
 def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) -> dict:
   """One seed: every arm's greedy accuracy on the same test problems."""
   path = folder / "cell.json"
@@ -131,8 +154,13 @@ def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) 
       "rejection": rejected["params"],
       "self_play": load_params(run, "self_play"),
     }
+    sampled, _ = evaluate(
+      run.engine, params["supervised"], problems, "sample", run.engine.max_tokens
+    )
     result = {
       "arms": {name: greedy(run, params[name], problems)["right"] for name in ARMS},
+      "search": search_curve(run, params["self_play"], sampled["forward_tokens_per_problem"]),
+      "budgets": list(experiment.evaluation.budgets),
       "curve": rejected["curve"],
       "flops": {"pretrain": ledger["pretrain"]["flops"], "self_play": flops},
     }
@@ -171,6 +199,22 @@ def print_table(cells: dict[int, dict]) -> None:
     test = paired_bootstrap(pooled["self_play"].astype(bool), pooled[arm].astype(bool), seed=0)
     low, high = test["ci95"]
     print(f"self_play - {arm}: {test['difference']:+.1%} ({low:+.1%} to {high:+.1%})")
+  print_search(cells)
+
+
+def print_search(cells: dict[int, dict]) -> None:
+  budgets = next(iter(cells.values()))["budgets"]
+  print("\n| final model | " + " | ".join(f"{b}x" for b in budgets) + " | per doubling |")
+  print("|---|" + "---|" * (len(budgets) + 1))
+  for strategy in ("mcts", "best_of_n"):
+    solved = np.concatenate([np.asarray(c["search"][strategy], bool) for c in cells.values()], 1)
+    trend = log_budget_trend(budgets, solved, seed=0)
+    low, high = trend["ci95"]
+    shares = " | ".join(f"{share:.1%}" for share in solved.mean(axis=1))
+    print(
+      f"| {strategy} | {shares} | {trend['slope_per_doubling']:+.1%} ({low:+.1%} to {high:+.1%}); "
+      f"worst fall {trend['worst_fall']:.1%}, p {trend['worst_fall_p']:.2f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxzero.errors import UserError
-from jaxzero.files import disk_errors, sha256_file, write_atomic
+from jaxzero.files import disk_errors, require_space, sha256_file, write_atomic
 from jaxzero.parallel.hosts import barrier, is_primary
 
+_OVERHEAD_BYTES = 4 << 20  # of orbax's own files, generously
 _policies = ocp.training.preservation_policies
 
 
@@ -55,9 +57,15 @@ class Checkpoints:
     Args:
       params, optimizer: pytrees of jax.Arrays.
       data, meta: JSON; where the data order stands, and everything else a restart needs.
+
+    Raises:
+      UserError: the disk has no room for it, or cannot be written.
     """
     self.remove_uncommitted()
     items = {"params": params, "optimizer": optimizer, "data": data, "meta": meta}
+    # Told before orbax starts: what its threads say of a full disk fills screens.
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
+    require_space(self.folder, needed=size + _OVERHEAD_BYTES)
     with disk_errors(self.folder), self._open() as checkpointer:
       checkpointer.save_checkpointables(step, items, force=True, overwrite=True)
     if is_primary():

@@ -92,6 +92,13 @@ def disk_errors(path: PathLike, needed: int | None = None) -> Iterator[None]:
     raise UserError(f"cannot write {os.fspath(path)}: {space}{_REMEDIES[code]}.") from error
 
 
+def require_space(path: PathLike, needed: int) -> None:
+  """Raises UserError where the disk under `path` has fewer than `needed` bytes free."""
+  if _free_bytes(path) < needed:
+    with disk_errors(path, needed):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def sha256_file(path: PathLike) -> str:
   """The SHA-256 of a file's bytes, in hexadecimal."""
   with open(path, "rb") as file:
