@@ -54,7 +54,7 @@ class Bar:
       if _live is not None and self._task is not None:
         _live.advance(self._task, n)
       else:
-        self._line(due=_last_line + _SECONDS_BETWEEN_LINES)
+        (_open or [self])[0]._line(due=_last_line + _SECONDS_BETWEEN_LINES)
 
   def describe(self, text: str) -> None:
     """Changes the description."""
@@ -85,8 +85,8 @@ def bar(
 ) -> Iterator[Bar]:
   """A progress bar with rate, elapsed time and ETA on stderr.
 
-  Without a terminal it prints a line at most every 10 seconds (shared by all open bars), and one
-  at the end; a bar inside another one is silent at its end unless a line is due.
+  Without a terminal the outermost bar prints a line at most every 10 seconds, and one at the end;
+  bars inside it are silent.
 
   Args:
     total: how many units there are; None if nobody knows.
@@ -146,7 +146,8 @@ def _leave(shown: Bar) -> None:
     return
   _open.remove(shown)
   if _live is None:
-    shown._line(due=_last_line + _SECONDS_BETWEEN_LINES if _open else 0.0)
+    if not _open:
+      shown._line(due=0.0)
   elif _open and shown._task is not None:
     _live.remove_task(shown._task)
   else:
