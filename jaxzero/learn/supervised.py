@@ -15,11 +15,11 @@ from jaxzero.learn.train import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-  steps: int = 500
+  steps: int = 900
   batch_size: int = 64
   evaluate_every: int = 50
   """Steps between validations; each also saves a checkpoint."""
-  patience: int = 4
+  patience: int = 5
   """Validations without a better accuracy after which training stops."""
   optimizer: OptimizerConfig = OptimizerConfig()
 

@@ -22,12 +22,12 @@ class ImproveConfig:
   rounds: int = 44
   replay_rounds: int = 8
   """Learning draws from so many of the newest rounds."""
-  steps_per_round: int = 8
-  batch_size: int = 128
+  steps_per_round: int = 16
+  batch_size: int = 64
   supervised_share: float = 0.125
   """Share of each batch that is worked examples."""
   harvest_share: float = 0.6
-  """Share of each batch that imitates verified completions found in the trees."""
+  """Share of each batch, at most, that imitates what the trees of lost games held."""
   evaluate_every: int = 5
   """Rounds between validations."""
   micro_batches: int = 1

@@ -218,7 +218,11 @@ def spent(run: Run) -> float:
 
 
 class ReplayWindow:
-  """Training batches from the newest rounds, each a pure function of (seed, step)."""
+  """Training batches from the newest rounds, each a pure function of (seed, step).
+
+  A game that was lost although its tree held a verified completion gives that completion to
+  imitate: there the search knew better than the policy. Every other game is learned from as played.
+  """
 
   def __init__(self, run: Run, store: ReplayStore, worked: list, round: int):
     experiment, self.config = run.experiment, run.experiment.improve
@@ -243,7 +247,7 @@ class ReplayWindow:
     while row < config.batch_size:
       episode = self.sampler[number]
       number += 1
-      if harvested < harvest and len(episode.harvested):
+      if harvested < harvest and len(episode.harvested) and not episode.right:
         batch_lib.put_text(arrays, row, episode.prompt_tokens, episode.harvested)
         harvested += 1
       else:

@@ -39,7 +39,7 @@ class MCTSConfig:
   """Which leaf comes next: `gumbel` (sequential halving at the root, Gumbel MuZero's rule below)
   or `best_first` (the largest log-probability of the path plus `depth_bonus` per token: it dives
   before it widens and never repeats itself)."""
-  depth_bonus: float = 1.0
+  depth_bonus: float = 0.1
   value_scale: float = 0.1
   maxvisit_init: float = 50.0
   rescale_values: bool = False
