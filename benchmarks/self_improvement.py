@@ -19,6 +19,7 @@ import pathlib
 import jax
 import numpy as np
 
+from jaxzero.errors import UserError
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.evals.stats import log_budget_trend, paired_bootstrap, wilson
 from jaxzero.files import write_atomic
@@ -28,7 +29,7 @@ from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.quickstart import control, self_play, supervised
-from jaxzero.recipes.run import Run
+from jaxzero.recipes.run import Run, config_dict
 from jaxzero.recipes.stages import load_params, train_flops
 
 TEST_PROBLEMS = 800
@@ -58,7 +59,7 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
     experiment.model, run.tokenizer.vocab_size, optimizer, experiment.improve.loss, run.mesh, steps
   )
   state = trainer.fresh_optimizer(load_params(run, "pretrain", best=True))
-  worked = run.worked_examples()
+  worked = run.worked_examples
   random = np.random.default_rng((experiment.seed, 99))
   validation = run.task.problems("validation", 0, experiment.evaluation.validation_problems)
   rounds: list[list[tuple[np.ndarray, np.ndarray]]] = []
@@ -122,14 +123,15 @@ def search_curve(run: Run, params, unit: float) -> dict[str, list]:
   for strategy in ("mcts", "best_of_n"):
     rights[strategy] = []
     for multiple in config.budgets:
+      budget = max(1, round(unit * multiple))
       _, results = evaluate(
         run.engine,
         params,
         problems,
         strategy,
-        max(1, round(unit * multiple)),
+        budget,
         seed=run.experiment.seed,
-        play=config.play_at(multiple, run.experiment.self_play.play),
+        play=config.play_at(budget, run.experiment.self_play.play),
         batch_size=config.batch_size,
       )
       rights[strategy].append([bool(result.right) for result in results])
@@ -139,8 +141,12 @@ def search_curve(run: Run, params, unit: float) -> dict[str, list]:
 def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) -> dict:
   """One seed: every arm's greedy accuracy on the same test problems."""
   path = folder / "cell.json"
+  settings = [config_dict(experiment), dataclasses.asdict(config)]
   if path.exists():
-    return json.loads(path.read_text())
+    done = json.loads(path.read_text())
+    if done["settings"] != settings:
+      raise UserError(f"{path} is of other settings; use another --folder.")
+    return done
   with Run(folder / "run", experiment) as run:
     for name, stage in (("supervised", supervised), ("self_play", self_play), ("control", control)):
       run.stage(name, lambda stage=stage: stage(run))
@@ -158,6 +164,7 @@ def cell(experiment: Experiment, folder: pathlib.Path, config: RejectionConfig) 
       run.engine, params["supervised"], problems, "sample", run.engine.max_tokens
     )
     result = {
+      "settings": settings,
       "arms": {name: greedy(run, params[name], problems)["right"] for name in ARMS},
       "search": search_curve(run, params["self_play"], sampled["forward_tokens_per_problem"]),
       "budgets": list(experiment.evaluation.budgets),
@@ -181,25 +188,27 @@ def main() -> None:
     folder = arguments.folder / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     cells[seed] = cell(experiment, folder, RejectionConfig())
-    print_table(cells)
+  print_table(cells)
+  print_search(cells)
 
 
 def print_table(cells: dict[int, dict]) -> None:
+  """Arms by seed (Wilson), then their means over seeds (bootstrap over problems)."""
   print("| seed | " + " | ".join(ARMS) + " |\n|---|" + "---|" * len(ARMS))
-  pooled = {arm: np.concatenate([c["arms"][arm] for c in cells.values()]) for arm in ARMS}
-  rows = {**{str(seed): c["arms"] for seed, c in cells.items()}, "all": pooled}
-  for name, arms in rows.items():
+  for seed, one in cells.items():
     shown = []
     for arm in ARMS:
-      right = np.asarray(arms[arm], bool)
-      low, high = wilson(int(right.sum()), len(right))
-      shown.append(f"{right.mean():.1%} ({low:.1%} to {high:.1%})")
-    print(f"| {name} | " + " | ".join(shown) + " |")
+      right = np.asarray(one["arms"][arm])
+      shown.append(interval(right.mean(), wilson(int(right.sum()), len(right))))
+    print(f"| {seed} | " + " | ".join(shown) + " |")
+  mean = {arm: np.mean([one["arms"][arm] for one in cells.values()], axis=0) for arm in ARMS}
+  none = np.zeros(TEST_PROBLEMS)
+  tests = {arm: paired_bootstrap(mean[arm], none, seed=0) for arm in ARMS}
+  shown = [interval(test["difference"], test["ci95"]) for test in tests.values()]
+  print("| mean | " + " | ".join(shown) + " |\n")
   for arm in ARMS[:-1]:
-    test = paired_bootstrap(pooled["self_play"].astype(bool), pooled[arm].astype(bool), seed=0)
-    low, high = test["ci95"]
-    print(f"self_play - {arm}: {test['difference']:+.1%} ({low:+.1%} to {high:+.1%})")
-  print_search(cells)
+    test = paired_bootstrap(mean["self_play"], mean[arm], seed=0)
+    print(f"- self_play minus {arm}: {interval(test['difference'], test['ci95'])}")
 
 
 def print_search(cells: dict[int, dict]) -> None:
@@ -207,14 +216,16 @@ def print_search(cells: dict[int, dict]) -> None:
   print("\n| final model | " + " | ".join(f"{b}x" for b in budgets) + " | per doubling |")
   print("|---|" + "---|" * (len(budgets) + 1))
   for strategy in ("mcts", "best_of_n"):
-    solved = np.concatenate([np.asarray(c["search"][strategy], bool) for c in cells.values()], 1)
+    solved = np.mean([one["search"][strategy] for one in cells.values()], axis=0)
     trend = log_budget_trend(budgets, solved, seed=0)
-    low, high = trend["ci95"]
     shares = " | ".join(f"{share:.1%}" for share in solved.mean(axis=1))
-    print(
-      f"| {strategy} | {shares} | {trend['slope_per_doubling']:+.1%} ({low:+.1%} to {high:+.1%}); "
-      f"worst fall {trend['worst_fall']:.1%}, p {trend['worst_fall_p']:.2f} |"
-    )
+    slope = interval(trend["slope_per_doubling"], trend["ci95"])
+    fall = f"worst fall {trend['worst_fall']:.1%}, p {trend['worst_fall_p']:.2f}"
+    print(f"| {strategy} | {shares} | {slope}; {fall} |")
+
+
+def interval(share: float, ci95) -> str:
+  return f"{share:.1%} ({ci95[0]:.1%} to {ci95[1]:.1%})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ _base = Experiment()
 
 config = dataclasses.replace(
   _base,
-  task=TaskConfig(numbers=6, max_number=12, max_target=99, worked_examples=200_000),
+  task=TaskConfig(numbers=6, max_number=12, max_target=99, worked_examples=20_000),
   model=ModelConfig(
     num_layers=22,
     embed_dim=2048,

@@ -20,7 +20,7 @@ config = dataclasses.replace(
     ffn_dim=1024,
     dtype="bfloat16",
   ),
-  max_prompt=16,
+  max_prompt=20,
   self_play=dataclasses.replace(
     _base.self_play,
     play=dataclasses.replace(_base.self_play.play, max_tokens=48),

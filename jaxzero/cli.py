@@ -84,7 +84,7 @@ class Bench:
 
 
 def main(arguments: list[str] | None = None) -> None:
-  """Runs one verb; exits 0 done, 1 a bug, 2 bad input, 3 stopped with everything saved."""
+  """Runs one verb; exits 0 done, 1 a bug, 2 bad input, 3 stopped by a signal."""
   arguments = sys.argv[1:] if arguments is None else arguments
   for name in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(name, _stop)
@@ -160,10 +160,21 @@ def _train(arguments: list[str]) -> None:
   path = pathlib.Path(arguments[0])
   if not path.is_file():
     raise UserError(f"there is no config file {path}; configs/ holds some to start from.")
-  experiment = runpy.run_path(str(path)).get("config")
-  if experiment is None:
-    raise UserError(f"{path} defines no `config`; end it with config = Experiment(...).")
+  experiment = _config_of(path)
   _experiment(experiment, arguments[1:], pathlib.Path("runs") / path.stem, f"jaxzero train {path}")
+
+
+def _config_of(path: pathlib.Path) -> Experiment:
+  """The `config` that a Python file defines."""
+  from jaxzero.recipes.experiment import Experiment
+
+  try:
+    config = runpy.run_path(str(path)).get("config")
+  except Exception as error:
+    raise UserError(f"{path} does not run: {type(error).__name__}: {error}.") from error
+  if not isinstance(config, Experiment):
+    raise UserError(f"{path} defines no `config`; end it with config = Experiment(...).")
+  return config
 
 
 def _experiment(default: Experiment, arguments: list[str], folder: pathlib.Path, name: str) -> None:
@@ -227,20 +238,20 @@ def _solve(arguments: list[str]) -> None:
   run = load(parsed.run)
   begin = time.monotonic()
   result = run.solve(parsed.problem, parsed.strategy, parsed.budget, parsed.seed)
-  completion, finished = parse_completion(run.tokenizer, result.tokens)
-  answer = completion.answer if finished else None
+  steps = parse_completion(run.tokenizer, result.tokens)[0].steps
   if parsed.show_thinking:
-    print(f"thinking: {printable(' ; '.join(completion.steps))}")
-  verdict = "right" if result.right else "wrong" if finished else "no answer within the budget"
-  print(f"{printable(answer or '-')}   ({verdict}; {result.forward_tokens} forward tokens)")
+    print(f"thinking: {printable(' ; '.join(steps))}")
+  silent = result.answer is None
+  verdict = "right" if result.right else "no answer within the budget" if silent else "wrong"
+  print(f"{printable(result.answer or '-')}   ({verdict}; {result.forward_tokens} forward tokens)")
   record: dict[str, Any] = {
-    "answer": answer,
+    "answer": result.answer,
     "correct": result.right if run.engine.task.self_checkable else None,
     "forward_tokens": result.forward_tokens,
     "wall_s": time.monotonic() - begin,
   }
   if parsed.show_thinking:
-    record["thinking"] = list(completion.steps)
+    record["thinking"] = list(steps)
   _write_json(parsed.json, record)
 
 
@@ -265,7 +276,7 @@ def _eval(arguments: list[str]) -> None:
     parsed.seed,
     parsed.split,
     run.step,
-    config.play_at(budget // run.engine.max_tokens, run.experiment.self_play.play),
+    config.play_at(budget, run.experiment.self_play.play),
     min(config.batch_size, parsed.problems),
   )
   low, high = result["ci95"]
@@ -298,15 +309,17 @@ def _bench(arguments: list[str]) -> None:
 
 def _parse(cls: Any, arguments: list[str], name: str) -> Any:
   """tyro's parser; a typo is an error with exit code 2."""
-  return tyro.cli(cls, args=arguments, prog=name)
+  parsed = tyro.cli(cls, args=arguments, prog=name)
+  path = getattr(parsed, "json", None)  # not every verb has it
+  if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    raise UserError(f"--json {path} is no file in an existing folder; make the folder first.")
+  return parsed
 
 
 def _write_json(path: pathlib.Path | None, value: Any) -> None:
   if path is not None:
     from jaxzero.files import write_atomic
 
-    if not path.parent.is_dir():
-      raise UserError(f"the folder of --json {path} does not exist; make it first.")
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 

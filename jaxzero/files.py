@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,7 +141,8 @@ def write_jsonl(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 def local_path(path: PathLike) -> pathlib.Path:
   """The path as pathlib's; UserError for a bucket, where fsync and rename do not exist."""
   text = os.fspath(path)
-  if "://" in text:
+  # pathlib makes gs:/bucket of gs://bucket.
+  if re.match(r"[a-z][a-z0-9+.-]+:/", text):
     raise UserError(f"{text} is not a local path; give a folder on this machine's disk.")
   return pathlib.Path(text)
 

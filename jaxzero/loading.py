@@ -41,9 +41,7 @@ class LoadedRun:
     problem = self.engine.task.parse(prompt)
     if not self.engine.task.solvable(problem, ""):
       raise UserError(f"{problem.prompt!r} has no solution; give another target or other numbers.")
-    play = self.experiment.evaluation.play_at(
-      budget // max(1, self.engine.max_tokens), self.experiment.self_play.play
-    )
+    play = self.experiment.evaluation.play_at(budget, self.experiment.self_play.play)
     return search(
       self.engine, self.params, [problem], strategy, budget, seed, play=play, batch_size=1
     )[0]
@@ -71,7 +69,7 @@ def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
     if step is None:
       continue
     target = param_targets(experiment.model, tokenizer.vocab_size, mesh)
-    params = checkpoints.restore(step, target)["params"]
+    loaded = checkpoints.restore(step, target)
     engine = Engine(
       experiment.model,
       tokenizer,
@@ -80,7 +78,8 @@ def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
       experiment.max_prompt,
       experiment.self_play.play.max_tokens,
     )
-    return LoadedRun(experiment, tokenizer, params, engine, name, step)
+    train_step = int(loaded["data"]["step"])
+    return LoadedRun(experiment, tokenizer, loaded["params"], engine, name, train_step)
   raise UserError(
     f"{folder} has no checkpoint of {' or '.join(names)} yet; let `jaxzero quickstart --run "
     f"{folder}` reach one."

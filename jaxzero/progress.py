@@ -11,8 +11,7 @@ import datetime
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -27,8 +26,6 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 from rich.text import Text
-
-T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -101,18 +98,6 @@ def bar(
   finally:
     with _lock:
       _leave(shown)
-
-
-def track(
-  iterable: Iterable[T], description: str, total: float | None = None, unit: str = "it"
-) -> Iterator[T]:
-  """Yields the items of `iterable` under a `bar`; total is its length where it has one."""
-  if total is None and isinstance(iterable, Sized):
-    total = len(iterable)
-  with bar(description, total, unit) as shown:
-    for item in iterable:
-      yield item
-      shown.advance()
 
 
 def _enter(shown: Bar) -> None:

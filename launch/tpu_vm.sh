@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One job on a Cloud TPU slice: the same command on every host. See launch/README.md.
 #
-#   TPU_NAME=zero ZONE=us-west4-a TPU_TYPE=v5litepod-16 \
+#   TPU_NAME=zero ZONE=us-west4-a TPU_TYPE=v5litepod-32 \
 #     launch/tpu_vm.sh up train configs/large.py --run /mnt/shared/runs/large
 #
 # create             ask for the slice (a queued resource; SPOT=1 for a preemptible one)

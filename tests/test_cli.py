@@ -74,11 +74,22 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["quickstart", "--task.name", "chess", "--run", "NEW"], "chess"),
     (["quickstart", "--model.num-heads", "3", "--run", "NEW"], "num_heads=3"),
     (["quickstart", "--supervised.batch-size", "0", "--run", "NEW"], "batch"),
+    (["quickstart", "--improve.micro-batches", "3", "--run", "NEW"], "micro-batches=3"),
+    (["quickstart", "--self-play.keep-trees", "999", "--run", "NEW"], "keep_trees=999"),
+    (["quickstart", "--max-prompt", "8", "--run", "NEW"], "max-prompt=8"),
+    (["quickstart", "--self-play.play.mcts.num-candidates", "999", "--run", "NEW"], "999"),
+    (["quickstart", "--evaluation.simulations", "0", "--run", "NEW"], "simulations"),
+    (["quickstart", "--task.worked-examples", "0", "--run", "NEW"], "worked_examples=0"),
+    (["quickstart", "--run", "gs://bucket/run"], "not a local path"),
+    (["quickstart", "--run", "FILE"], "is a file"),
+    (["quickstart", "--run", "NEW", "--json", "RUN"], "--json"),
+    (["train", "FILE", "--run", "NEW"], "does not run"),
     (["quickstart", "--run", "RUN"], "another config"),
   ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(smoke_run, tmp_path, capsys, arguments, words):
-  places = {"RUN": smoke_run, "NEW": tmp_path / "new"}
+  places = {"RUN": smoke_run, "NEW": tmp_path / "new", "FILE": tmp_path / "file.py"}
+  places["FILE"].write_text("config = 1 / 0\n")
   code, _, err = run(capsys, *[places.get(argument, argument) for argument in arguments])
   assert code == 2 and one_sentence(err) and words in err, err
   assert not (tmp_path / "new" / "config.json").exists()

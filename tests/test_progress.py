@@ -7,8 +7,8 @@ def test_the_outermost_bar_prints_the_lines_of_all(monkeypatch, capsys):
   monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
   with progress.bar("rounds", 2, "round") as outer:
     for _ in range(2):
-      for _ in progress.track(range(3), "games", unit="game"):
-        pass
+      with progress.bar("games", 3, "game") as inner:
+        inner.advance(3)
       outer.advance()
   lines = capsys.readouterr().err.splitlines()
   assert all(line.startswith("rounds: ") for line in lines)

@@ -15,8 +15,8 @@ class EvalConfig:
   batch_size: int = 256
   budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
   """Multiples of the mean sampled episode."""
-  simulations: tuple[int, ...] = (12, 12, 56, 144, 256, 256)
-  """Simulations per search at each of these budgets, chosen on validation."""
+  simulations: tuple[int, ...] = (12, 56, 144, 256)
+  """Sizes of one search, ascending; a budget takes the largest that leaves room for an answer."""
 
   def check(self) -> None:
     """Raises UserError for an evaluation that cannot run."""
@@ -25,15 +25,16 @@ class EvalConfig:
         f"problems={self.problems}, validation_problems={self.validation_problems} and "
         f"batch_size={self.batch_size} must be at least 1."
       )
-    if len(self.budgets) != len(self.simulations) or not self.budgets:
-      raise UserError(
-        f"{len(self.budgets)} budgets need as many simulations, got {len(self.simulations)}."
-      )
-    if min(self.budgets) < 1:
-      raise UserError(f"budgets are multiples of an episode, at least 1; got {self.budgets}.")
+    for name in ("budgets", "simulations"):
+      values = getattr(self, name)
+      if not values or min(values) < 1 or list(values) != sorted(values):
+        raise UserError(f"--evaluation.{name}={values} must be ascending and at least 1.")
 
-  def play_at(self, multiple: int, play: PlayConfig) -> PlayConfig:
-    """The tree search for a budget of `multiple` mean episodes: that of the largest entry below."""
-    index = max((i for i, b in enumerate(self.budgets) if b <= multiple), default=0)
-    mcts = dataclasses.replace(play.mcts, num_simulations=self.simulations[index])
-    return dataclasses.replace(play, mcts=mcts)
+  def play_at(self, budget: int, play: PlayConfig) -> PlayConfig:
+    """The tree search for a budget of so many forward tokens.
+
+    Below the smallest search and an answer, the budget is spent without a search.
+    """
+    fitting = [n for n in self.simulations if n + 1 + play.max_tokens <= budget]
+    size = max(fitting, default=min(self.simulations))
+    return dataclasses.replace(play, mcts=dataclasses.replace(play.mcts, num_simulations=size))

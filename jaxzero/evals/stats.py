@@ -39,7 +39,7 @@ def paired_bootstrap(
   """Accuracy of a minus accuracy of b on the same problems.
 
   Args:
-    a, b: [n] bool, who solved which problem.
+    a, b: [n] bool, who solved which problem; or the share of seeds that did, in [0, 1].
 
   Returns:
     {"difference", "ci95": [low, high] (percentile), "p" (two-sided, never 0)}.
@@ -47,12 +47,12 @@ def paired_bootstrap(
   Raises:
     UserError: where a and b are not two equally long, non-empty rows.
   """
-  a, b = np.asarray(a, bool), np.asarray(b, bool)
+  a, b = np.asarray(a, float), np.asarray(b, float)
   if a.ndim != 1 or a.shape != b.shape or not a.size:
     raise UserError(
       f"shapes {a.shape} and {b.shape} cannot be paired; give both the same problems."
     )
-  scores = a.astype(float) - b
+  scores = a - b
   means = _bootstrap_means(scores[:, None], seed, resamples)[:, 0]
   return {"difference": float(scores.mean()), "ci95": _ci95(means), "p": _two_sided_p(means)}
 
@@ -64,7 +64,7 @@ def log_budget_trend(
 
   Args:
     budgets: [n_budgets] rising, positive.
-    solved: [n_budgets, n_problems] bool, the same problems at each budget.
+    solved: [n_budgets, n_problems] bool, the same problems at each budget; or shares of seeds.
 
   Returns:
     {"slope_per_doubling", "ci95": [low, high], "worst_fall" (accuracy lost, >= 0, from one budget
@@ -74,7 +74,7 @@ def log_budget_trend(
   Raises:
     UserError: where budgets do not rise or the shapes do not match.
   """
-  x, solved = np.asarray(budgets, float), np.asarray(solved, bool)
+  x, solved = np.asarray(budgets, float), np.asarray(solved, float)
   if x.ndim != 1 or x.size < 2 or x[0] <= 0 or np.any(np.diff(x) <= 0):
     raise UserError(f"budgets={list(budgets)} must be two or more, positive and rising.")
   if solved.ndim != 2 or solved.shape[0] != x.size or not solved.shape[1]:
@@ -83,7 +83,7 @@ def log_budget_trend(
     )
   x = np.log2(x) - np.log2(x).mean()
   slopes = x @ solved / (x @ x)  # [n_problems]
-  steps = np.diff(solved.astype(float), axis=0)  # [n_budgets - 1, n_problems]
+  steps = np.diff(solved, axis=0)  # [n_budgets - 1, n_problems]
   means = _bootstrap_means(np.column_stack([slopes, steps.T]), seed, resamples)
   changes = steps.mean(axis=1)
   falls = [

@@ -53,7 +53,7 @@ def put_text(
   if arrays["tokens"].shape[1] < P + C:
     raise UserError(
       f"an example of {P + C} tokens does not fit the context of {arrays['tokens'].shape[1]}; "
-      "raise --play.max-tokens or shorten the problem."
+      "raise --self-play.play.max-tokens or shorten the problem."
     )
   arrays["tokens"][row, : P + C] = [*prompt, *completion]
   arrays["length"][row] = P + C

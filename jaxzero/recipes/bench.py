@@ -48,7 +48,7 @@ def bench_search(
   Raises:
     UserError: a size below 1, or a search that cannot run.
   """
-  if min(*batch_sizes, repeats) < 1:
+  if min((*batch_sizes, repeats)) < 1 or not batch_sizes:
     raise UserError(f"batch_sizes={batch_sizes} and repeats={repeats} must be at least 1.")
   config = mcts.MCTSConfig(num_simulations=num_simulations)
   config.check(VOCAB_SIZE)

@@ -35,9 +35,21 @@ class ImproveConfig:
   loss: LossConfig = LossConfig()
 
   def check(self) -> None:
-    for name in ("rounds", "replay_rounds", "steps_per_round", "batch_size", "evaluate_every"):
+    for name in (
+      "rounds",
+      "replay_rounds",
+      "steps_per_round",
+      "batch_size",
+      "evaluate_every",
+      "micro_batches",
+    ):
       if getattr(self, name) < 1:
         raise UserError(f"--improve.{name.replace('_', '-')}={getattr(self, name)} must be >= 1.")
+    if self.batch_size % self.micro_batches:
+      raise UserError(
+        f"--improve.batch-size={self.batch_size} does not divide into "
+        f"micro-batches={self.micro_batches}."
+      )
     if self.supervised_share < 0 or self.harvest_share < 0:
       raise UserError("shares of the batch must not be negative.")
     if self.supervised_share + self.harvest_share > 0.9:
@@ -70,6 +82,9 @@ class Experiment:
     self.self_play.play.check(vocab_size=None)
     self.improve.check()
     self.evaluation.check()
+    for num_simulations in self.evaluation.simulations:
+      mcts = dataclasses.replace(self.self_play.play.mcts, num_simulations=num_simulations)
+      mcts.check(vocab_size=None)
     if self.seed < 0:
       raise UserError(f"seed={self.seed} must not be negative.")
     if self.max_prompt < 4:

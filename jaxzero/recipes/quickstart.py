@@ -122,14 +122,15 @@ def search_curves(run: Run) -> dict[str, Any]:
     for name, strategy, params in kinds:
       curves[name] = []
       for multiple in config.budgets:
+        budget = max(1, round(unit * multiple))
         result, _ = evaluate(
           run.engine,
           params,
           problems,
           strategy,
-          budget=max(1, round(unit * multiple)),
+          budget,
           seed=run.experiment.seed,
-          play=config.play_at(multiple, run.experiment.self_play.play),
+          play=config.play_at(budget, run.experiment.self_play.play),
           batch_size=config.batch_size,
         )
         charge_evaluation(run, result)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fcntl
+import functools
 import json
 import pathlib
 import time
@@ -17,12 +18,13 @@ from jax.sharding import Mesh
 
 from jaxzero import tasks
 from jaxzero.errors import UserError
-from jaxzero.files import disk_errors, read_jsonl, write_atomic, write_jsonl
+from jaxzero.files import disk_errors, local_path, read_jsonl, write_atomic, write_jsonl
+from jaxzero.models.transformer import param_shardings
 from jaxzero.parallel.hosts import is_primary, primary_first
 from jaxzero.parallel.mesh import batch_shards, make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
-from jaxzero.tasks.base import Problem
+from jaxzero.tasks.base import Completion, Problem
 from jaxzero.tasks.transcript import encode_completion, encode_prompt
 from jaxzero.tokenizers import Tokenizer
 
@@ -33,19 +35,25 @@ class Run:
   """An open run folder; one process at a time may hold it."""
 
   def __init__(self, folder: pathlib.Path, experiment: Experiment):
-    self.folder, self.experiment = pathlib.Path(folder), experiment
+    self.folder, self.experiment = local_path(folder), experiment
     # What can be refused is refused before anything is written.
     experiment.check()
     self.task = tasks.make(experiment.task)
     self.mesh: Mesh = make_mesh(experiment.mesh)
     _check_batches(experiment, batch_shards(self.mesh))
+    if self.folder.exists() and not self.folder.is_dir():
+      raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
-    with primary_first("config checked"):
-      self._check_config()
-    self.tokenizer = self._tokenizer()
-    experiment.self_play.play.check(self.tokenizer.vocab_size)
+    with primary_first("run opened"):
+      is_new = self._check_config()
+      self.tokenizer = self._tokenizer()
+      self._check_sizes()
+      if is_new:
+        write_json(self.folder / "config.json", config_dict(experiment))
+      if not self._tokenizer_path.exists():
+        self.tokenizer.save(self._tokenizer_path.parent)
     self.engine = Engine(
       experiment.model,
       self.tokenizer,
@@ -56,7 +64,7 @@ class Run:
     )
     self._rows_on_disk: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
     self.seconds = 0.0
-    self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}}
+    self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}, "seconds": 0.0}
     self.rewind(self._books)
 
   def __enter__(self) -> Run:
@@ -66,17 +74,19 @@ class Run:
     if self._lock is not None:
       self._lock.close()
 
-  def worked_problems(self) -> list[Problem]:
-    return self.task.problems("train", self.experiment.seed, self.experiment.task.worked_examples)
+  @functools.cached_property
+  def worked_texts(self) -> list[tuple[Problem, Completion]]:
+    """The worked examples."""
+    config = self.experiment
+    problems = self.task.problems("train", config.seed, config.task.worked_examples)
+    return [(problem, self.task.worked_example(problem)) for problem in problems]
 
+  @functools.cached_property
   def worked_examples(self) -> list[tuple[list[int], list[int]]]:
     """(prompt, completion) token lists of the worked examples."""
     return [
-      (
-        encode_prompt(self.tokenizer, problem),
-        encode_completion(self.tokenizer, self.task.worked_example(problem)),
-      )
-      for problem in self.worked_problems()
+      (encode_prompt(self.tokenizer, problem), encode_completion(self.tokenizer, completion))
+      for problem, completion in self.worked_texts
     ]
 
   def stage(self, name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -87,13 +97,13 @@ class Run:
     """
     done = self._read_result(name)
     if done is None:
-      begin = time.monotonic()
+      self._seconds_before, self._begin = 0.0, time.monotonic()
       value = function()
-      done = {"value": value, "seconds": time.monotonic() - begin, "books": self.commit()}
+      done = {"value": value, "books": self.commit()}
       write_json(self.folder / "results" / f"{name}.json", done)
     self._books = done["books"]
     self.rewind(self._books)
-    self.seconds += done["seconds"]
+    self.seconds += self._books["seconds"]
     return done["value"]
 
   def _read_result(self, name: str) -> dict[str, Any] | None:
@@ -117,54 +127,72 @@ class Run:
 
   def commit(self) -> dict[str, Any]:
     """Writes metrics and ledger; returns what a checkpoint's meta must hold to get back here."""
-    if is_primary():
-      write_jsonl(self.folder / "metrics.jsonl", self.metrics)
+    if self.metrics != self._rows_on_disk[: len(self.metrics)]:
+      if is_primary():
+        write_jsonl(self.folder / "metrics.jsonl", self.metrics)
+      self._rows_on_disk = list(self.metrics)
     write_json(self.folder / "ledger.json", self.ledger)
-    self._rows_on_disk = list(self.metrics)
-    return {"metrics_rows": len(self.metrics), "ledger": copy.deepcopy(self.ledger)}
+    return {
+      "metrics_rows": len(self.metrics),
+      "ledger": copy.deepcopy(self.ledger),
+      "seconds": self._seconds_before + time.monotonic() - self._begin,
+    }
 
   def rewind(self, meta: dict[str, Any]) -> None:
-    """Puts metrics and ledger to where they stood when `commit` returned this."""
+    """Puts metrics, ledger and the stage's clock to where they stood when `commit` said this."""
     self.metrics = self._rows_on_disk[: meta["metrics_rows"]]
-    self.ledger = copy.deepcopy(meta["ledger"])
+    self.ledger: dict[str, dict[str, float]] = copy.deepcopy(meta["ledger"])
+    self._seconds_before, self._begin = float(meta["seconds"]), time.monotonic()
 
-  def _check_config(self) -> None:
+  def _check_config(self) -> bool:
+    """Whether the folder is new; UserError where it holds another run or something else."""
     path = self.folder / "config.json"
-    config = config_dict(self.experiment)
-    if path.exists():
-      try:
-        saved = json.loads(path.read_text())
-      except ValueError as error:
-        raise UserError(f"{path} is damaged; use another folder for a new run.") from error
-      different = sorted(_differences(saved, config))
-      if different:
-        shown = ", ".join(different[:4])
-        raise UserError(
-          f"{self.folder} holds a run of another config (differs in {shown}); give the same "
-          "settings to continue it, or another --run folder."
-        )
-    else:
-      foreign = [p.name for p in self.folder.iterdir() if p.name != ".lock"]
+    if not path.exists():
+      foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]
       if foreign:
         raise UserError(
           f"{self.folder} is not empty and holds no run (found {foreign[0]!r}); "
           "use another --run folder."
         )
-      write_json(path, config)
+      return True
+    try:
+      saved = json.loads(path.read_text())
+    except ValueError as error:
+      raise UserError(f"{path} is damaged; use another folder for a new run.") from error
+    different = sorted(_differences(saved, config_dict(self.experiment)))
+    if different:
+      shown = ", ".join(different[:4])
+      raise UserError(
+        f"{self.folder} holds a run of another config (differs in {shown}); give the same "
+        "settings to continue it, or another --run folder."
+      )
+    return False
+
+  @property
+  def _tokenizer_path(self) -> pathlib.Path:
+    return self.folder / "tokenizer" / "tokenizer.model"
 
   def _tokenizer(self) -> Tokenizer:
-    folder = self.folder / "tokenizer"
-    with primary_first("tokenizer made"):
-      if (folder / "tokenizer.model").exists():
-        return Tokenizer.load(folder)
-      problems = self.worked_problems()
-      texts = [problem.prompt for problem in problems]
-      for problem in problems:
-        example = self.task.worked_example(problem)
-        texts += [*example.steps, example.answer]
-      tokenizer = Tokenizer.train(texts)
-      tokenizer.save(folder)
-      return tokenizer
+    if self._tokenizer_path.exists():
+      return Tokenizer.load(self._tokenizer_path.parent)
+    texts = [problem.prompt for problem, _ in self.worked_texts]
+    for _, completion in self.worked_texts:
+      texts += [*completion.steps, completion.answer]
+    return Tokenizer.train(texts)
+
+  def _check_sizes(self) -> None:
+    """What only the tokenizer can tell: candidates, shards, and whether the examples fit."""
+    experiment, vocab_size = self.experiment, self.tokenizer.vocab_size
+    experiment.self_play.play.check(vocab_size)
+    param_shardings(experiment.model, vocab_size, self.mesh)
+    longest = [max(map(len, texts)) for texts in zip(*self.worked_examples, strict=True)]
+    limits = {
+      "max-prompt": experiment.max_prompt,
+      "self-play.play.max-tokens": experiment.self_play.play.max_tokens,
+    }
+    for (name, limit), size in zip(limits.items(), longest, strict=True):
+      if size > limit:
+        raise UserError(f"a worked example needs {size} tokens, over --{name}={limit}; raise it.")
 
 
 def load_experiment(folder: pathlib.Path) -> Experiment:
@@ -223,7 +251,9 @@ def _check_batches(experiment: Experiment, shards: int) -> None:
   sizes = {
     "supervised.batch_size": experiment.supervised.batch_size,
     "self_play.batch_size": experiment.self_play.batch_size,
-    "improve.batch_size": experiment.improve.batch_size,
+    "improve.batch_size / micro_batches": (
+      experiment.improve.batch_size // experiment.improve.micro_batches
+    ),
   }
   for name, size in sizes.items():
     if size % shards:
@@ -231,6 +261,12 @@ def _check_batches(experiment: Experiment, shards: int) -> None:
         f"{name}={size} does not divide over data x fsdp = {shards} devices; use a multiple of "
         f"{shards} or a smaller mesh."
       )
+
+  rows = experiment.self_play.batch_size // shards
+  if not 0 <= experiment.self_play.keep_trees <= rows:
+    raise UserError(
+      f"keep_trees={experiment.self_play.keep_trees} must lie in 0..{rows}, a device's rows."
+    )
 
 
 def _lock(folder: pathlib.Path):

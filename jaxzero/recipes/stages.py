@@ -4,6 +4,7 @@ alone, so a killed run ends in the same bits as one that was never killed."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -83,13 +84,13 @@ def fit_supervised(
     experiment.model,
     run.tokenizer.vocab_size,
     config.optimizer,
-    experiment.improve.loss,
+    dataclasses.replace(experiment.improve.loss, kl_weight=0.0),
     run.mesh,
     last_step,
   )
   checkpoints = Checkpoints(run.folder / "checkpoints" / name, keep_best=True)
   seed = experiment.seed * 10 + _BASE_SEED["examples" if start is None else "control"]
-  examples = Examples(run.worked_examples(), experiment.context, 1, seed)
+  examples = Examples(run.worked_examples, experiment.context, 1, seed)
   if start is None:
     state = trainer.init(jax.random.key(experiment.seed * 10 + _BASE_SEED["init"]))
   else:
@@ -147,7 +148,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
     config.micro_batches,
   )
   checkpoints = Checkpoints(run.folder / "checkpoints" / "self_play")
-  worked = run.worked_examples()
+  worked = run.worked_examples
   state, meta = _resume(run, checkpoints, trainer, trainer.fresh_optimizer(start))
   first = meta.get("round", -1) + 1
   store = _open_store(run, first)
@@ -274,7 +275,11 @@ def load_params(run: Run, stage: str, best: bool = False) -> Params:
   """Parameters of a stage's newest or best checkpoint, on the run's mesh."""
   checkpoints = Checkpoints(run.folder / "checkpoints" / stage, keep_best=best)
   step = checkpoints.best() if best else checkpoints.latest
-  assert step is not None
+  if step is None:
+    raise UserError(
+      f"{checkpoints.folder} has no checkpoint left, but its stage is marked as done; delete "
+      f"{run.folder / 'results'} and the same command makes it again."
+    )
   target = param_targets(run.experiment.model, run.tokenizer.vocab_size, run.mesh)
   return checkpoints.restore(step, target)["params"]
 

@@ -2,7 +2,8 @@
 
 A budget is a cap on forward tokens per problem, the prompt not counted. Strategies that may verify
 inside (the task decides that from the problem alone) stop at the first verified answer and spend
-what is left of the budget on further tries; others give the answer of their last full try.
+what is left of the budget on further tries; what they give then is their last one. A budget too
+small for a tree search and an answer is spent by `mcts` on decoding alone, first greedily.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxzero.progress import bar
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem
+from jaxzero.tasks.transcript import parse_completion
 
 STRATEGIES = ("greedy", "sample", "best_of_n", "mcts")
 
@@ -29,7 +31,8 @@ class SearchResult:
   """What one problem got."""
 
   problem: Problem
-  tokens: tuple[int, ...]  # the completion given as the answer
+  tokens: tuple[int, ...] = dataclasses.field(repr=False)  # the completion, hidden thinking too
+  answer: str | None  # its text behind the thinking; None: none within the budget
   right: bool  # the verdict on it
   forward_tokens: int  # positions asked for, after the prompt
   flops: float  # of everything put through the model for it: prompt, idle and padding rows too
@@ -72,7 +75,7 @@ def search(
 
 
 class _Thinker:
-  """Tries again, in shrinking batches, what is neither solved nor out of budget."""
+  """Tries again what is neither solved nor out of budget, in batches of one shape."""
 
   def __init__(
     self,
@@ -105,12 +108,18 @@ class _Thinker:
           progress.advance(len(index) - int(self._goes_on(index).sum()))
         open_problems = open_problems[self._goes_on(open_problems)]
         attempt += 1
-    return [
-      SearchResult(problem, tokens, bool(right), int(self.budget - left), float(flops))
-      for problem, tokens, right, left, flops in zip(
-        self.problems, self.tokens, self.right, self.left, self.flops, strict=True
-      )
-    ]
+    return [self._result(i) for i in range(count)]
+
+  def _result(self, i: int) -> SearchResult:
+    completion, finished = parse_completion(self.engine.tokenizer, self.tokens[i])
+    return SearchResult(
+      problem=self.problems[i],
+      tokens=self.tokens[i],
+      answer=completion.answer if finished else None,
+      right=bool(self.right[i]),
+      forward_tokens=int(self.budget - self.left[i]),
+      flops=float(self.flops[i]),
+    )
 
   def _goes_on(self, index: np.ndarray) -> np.ndarray:
     return self.inside & ~self.right[index] & (self.left[index] > 0)

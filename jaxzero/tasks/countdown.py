@@ -151,7 +151,7 @@ def split_of(problem_id: str) -> str:
 def _check(config: TaskConfig) -> None:
   if not MIN_NUMBERS <= config.numbers <= MAX_NUMBERS:
     raise UserError(
-      f"numbers={config.numbers} is outside {MIN_NUMBERS}..{MAX_NUMBERS}; use 4, the default"
+      f"numbers={config.numbers} is outside {MIN_NUMBERS}..{MAX_NUMBERS}; use 3, the default"
     )
   if not 1 <= config.max_number <= LARGEST_NUMBER:
     raise UserError(f"max_number={config.max_number} is outside 1..{LARGEST_NUMBER}; use 9 or so")
@@ -163,8 +163,8 @@ def _check(config: TaskConfig) -> None:
     )
   if not 1 <= config.max_target <= LARGEST_TARGET:
     raise UserError(f"max_target={config.max_target} is outside 1..{LARGEST_TARGET}; use 99 or so")
-  if config.worked_examples < 0:
-    raise UserError(f"worked_examples={config.worked_examples} is negative; use 0 or more")
+  if config.worked_examples < 1:
+    raise UserError(f"worked_examples={config.worked_examples} must be at least 1")
 
 
 def _rng(split: str, seed: int, index: int) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """The whole story at smoke size: what a run leaves behind, and that its books balance."""
 
 import json
+import os
 import pathlib
 import runpy
 import subprocess
@@ -96,6 +97,20 @@ def test_the_same_command_again_changes_nothing(smoke_run, smoke_command):
       assert path.read_bytes() == content, path
   old, new = (json.loads(x) for x in (before[summary], summary.read_bytes()))
   assert {**new, "peak_rss_bytes": 0} == {**old, "peak_rss_bytes": 0}
+
+
+def test_every_stage_runs_sharded_over_all_axes_and_near_a_reference(smoke_command, tmp_path):
+  flags = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
+  flags += ["--model.num-kv-heads", "2", "--improve.loss.kl-weight", "0.1"]
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  done = subprocess.run(
+    [*smoke_command(tmp_path / "run"), *flags], capture_output=True, text=True, env=environment
+  )
+  assert done.returncode == 0, done.stderr
+  rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  kl = [row["kl"] for row in rows if row["kind"] == "round"]
+  assert abs(kl[0]) < 1e-6 < kl[-1], "the first update has a rate of 0"
+  assert jaxzero.load(tmp_path / "run").step == 6, "it loads on another mesh"
 
 
 def test_load_gives_the_newest_parameters(smoke_run):
