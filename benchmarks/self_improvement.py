@@ -28,7 +28,7 @@ from jaxzero.learn.train import OptimizerConfig, Trainer
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.quickstart import control, self_play, supervised
+from jaxzero.recipes.quickstart import control, evaluate_at, self_play, supervised, trained_steps
 from jaxzero.recipes.run import Run, config_dict
 from jaxzero.recipes.stages import load_params, train_flops
 
@@ -124,15 +124,8 @@ def search_curve(run: Run, params, unit: float) -> dict[str, list]:
     rights[strategy] = []
     for multiple in config.budgets:
       budget = max(1, round(unit * multiple))
-      _, results = evaluate(
-        run.engine,
-        params,
-        problems,
-        strategy,
-        budget,
-        seed=run.experiment.seed,
-        play=config.play_at(budget, run.experiment.self_play.play),
-        batch_size=config.batch_size,
+      _, results = evaluate_at(
+        run, params, trained_steps(run, "self_play"), problems, strategy, budget
       )
       rights[strategy].append([bool(result.right) for result in results])
   return rights

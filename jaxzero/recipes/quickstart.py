@@ -24,7 +24,8 @@ from jaxzero.recipes.stages import (
   spent,
 )
 from jaxzero.recipes.trees import searched_problems
-from jaxzero.search.strategies import search
+from jaxzero.search.strategies import SearchResult, search
+from jaxzero.tasks.base import Problem
 from jaxzero.view.report import write_report
 
 
@@ -77,14 +78,12 @@ def test_accuracy(run: Run, params: Params, step: int) -> dict[str, Any]:
 
 def supervised(run: Run) -> dict[str, Any]:
   params = fit_supervised(run, "pretrain")
-  step = Checkpoints(run.folder / "checkpoints" / "pretrain").best()
-  return {"test": test_accuracy(run, params, step or 0)}
+  return {"test": test_accuracy(run, params, trained_steps(run, "pretrain"))}
 
 
 def self_play(run: Run) -> dict[str, Any]:
   params = self_play_rounds(run, load_params(run, "pretrain", best=True))
-  improve = run.experiment.improve
-  return {"test": test_accuracy(run, params, improve.rounds * improve.steps_per_round)}
+  return {"test": test_accuracy(run, params, trained_steps(run, "self_play"))}
 
 
 def control(run: Run) -> dict[str, Any]:
@@ -92,8 +91,14 @@ def control(run: Run) -> dict[str, Any]:
   flops = spent(run) - run.ledger["pretrain"]["flops"]
   start = load_params(run, "pretrain", best=True)
   params = fit_supervised(run, "control", start, max_flops=flops)
-  step = Checkpoints(run.folder / "checkpoints" / "control").best()
-  return {"test": test_accuracy(run, params, step or 0)}
+  return {"test": test_accuracy(run, params, trained_steps(run, "control"))}
+
+
+def trained_steps(run: Run, stage: str) -> int:
+  """Train steps of a stage's last parameters, or of its best where it keeps those."""
+  if stage == "self_play":
+    return run.experiment.improve.rounds * run.experiment.improve.steps_per_round
+  return Checkpoints(run.folder / "checkpoints" / stage).best() or 0
 
 
 def search_curves(run: Run) -> dict[str, Any]:
@@ -113,31 +118,40 @@ def search_curves(run: Run) -> dict[str, Any]:
   problems = task.problems("test", 0, config.problems)
   curves: dict[str, Any] = {"unit_tokens": unit}
   kinds = [
-    (name + suffix, strategy, params)
-    for suffix, params in (("", final), ("_supervised", first))
+    (name + suffix, strategy, params, trained_steps(run, stage))
+    for suffix, params, stage in (("", final, "self_play"), ("_supervised", first, "pretrain"))
     for name, strategy in (("search", "mcts"), ("sample", "best_of_n"))
   ]
   total = len(kinds) * len(config.budgets)
   with bar("thinking on a budget", total=total, unit="evaluations") as progress:
-    for name, strategy, params in kinds:
+    for name, strategy, params, step in kinds:
       curves[name] = []
       for multiple in config.budgets:
         budget = max(1, round(unit * multiple))
-        result, _ = evaluate(
-          run.engine,
-          params,
-          problems,
-          strategy,
-          budget,
-          seed=run.experiment.seed,
-          play=config.play_at(budget, run.experiment.self_play.play),
-          batch_size=config.batch_size,
-        )
+        result, _ = evaluate_at(run, params, step, problems, strategy, budget)
         charge_evaluation(run, result)
         curves[name].append({**result, "multiple": multiple})
         progress.describe(f"thinking on a budget, {strategy} {multiple}x {result['accuracy']:.1%}")
         progress.advance()
   return curves
+
+
+def evaluate_at(
+  run: Run, params: Params, step: int, problems: list[Problem], strategy: str, budget: int
+) -> tuple[dict[str, Any], list[SearchResult]]:
+  """`evaluate` with the run's settings, the tree's size that of the budget."""
+  config = run.experiment.evaluation
+  return evaluate(
+    run.engine,
+    params,
+    problems,
+    strategy,
+    budget,
+    seed=run.experiment.seed,
+    step=step,
+    play=config.play_at(budget, run.experiment.self_play.play),
+    batch_size=config.batch_size,
+  )
 
 
 def peak_rss_bytes() -> int:
