@@ -110,9 +110,11 @@ class Checkpoints:
       path = self.folder / name
       if not path.exists() or sha256_file(path) != expected:
         state = "altered" if path.exists() else "missing"
+        others = [other for other in self.steps() if other != step]
+        remedy = f"delete {self._digest_path(step)} to go on from another step ({others})"
         raise UserError(
-          f"the checkpoint of step {step} is damaged: {path} is {state}; delete "
-          f"{self._digest_path(step)} to go on from an older step ({self.steps()[:-1] or 'none'})."
+          f"the checkpoint of step {step} is damaged: {path} is {state}; "
+          f"{remedy if others else 'no other step is left, put back a good copy of it'}."
         )
 
   def remove_uncommitted(self) -> None:
@@ -135,7 +137,10 @@ class Checkpoints:
 
   def _digest(self, step: int) -> dict[str, Any]:
     try:
-      return json.loads(self._digest_path(step).read_text())
+      digest = json.loads(self._digest_path(step).read_text())
+      if not isinstance(digest, dict) or not {"accuracy", "files"} <= set(digest):
+        raise ValueError
+      return digest
     except ValueError as error:
       raise UserError(f"{self._digest_path(step)} is damaged; delete it with its step.") from error
 

@@ -155,6 +155,10 @@ def _quickstart(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
+  from jaxzero.recipes.experiment import Experiment
+
+  if arguments and arguments[0] in ("-h", "--help"):
+    _experiment(Experiment(), ["--help"], pathlib.Path("runs/NAME"), "jaxzero train CONFIG.py")
   if not arguments or arguments[0].startswith("-"):
     raise UserError("train needs a config file: jaxzero train configs/smoke.py --run runs/smoke.")
   path = pathlib.Path(arguments[0])
@@ -311,8 +315,8 @@ def _parse(cls: Any, arguments: list[str], name: str) -> Any:
   """tyro's parser; a typo is an error with exit code 2."""
   parsed = tyro.cli(cls, args=arguments, prog=name)
   path = getattr(parsed, "json", None)  # not every verb has it
-  if path is not None and (path.is_dir() or not path.parent.is_dir()):
-    raise UserError(f"--json {path} is no file in an existing folder; make the folder first.")
+  if path is not None and ((path.exists() and not path.is_file()) or not path.parent.is_dir()):
+    raise UserError(f"--json {path} is no regular file in an existing folder; give one.")
   return parsed
 
 

@@ -21,6 +21,8 @@ PathLike = str | os.PathLike[str]
 _REMEDIES = {
   errno.ENOSPC: "free some space or choose a folder on another disk",
   errno.EDQUOT: "the disk quota is used up; free some space or choose a folder on another disk",
+  errno.ENOTDIR: "a part of the path is a file; choose another folder",
+  errno.EISDIR: "there is a folder of that name; move it away or choose another name",
   errno.EROFS: "the file system is read-only; choose a folder that can be written",
   errno.EACCES: "permission denied; change its owner or mode, or choose another folder",
 }
@@ -50,7 +52,7 @@ def replacing(path: PathLike, needed: int | None = None) -> Iterator[pathlib.Pat
   Raises:
     UserError: the disk is full or cannot be written.
   """
-  path = local_path(path)
+  path = pathlib.Path(os.path.realpath(local_path(path)))  # a link stays one
   temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
   with disk_errors(path, needed):
     try:

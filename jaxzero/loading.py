@@ -17,6 +17,8 @@ from jaxzero.search.engine import Engine
 from jaxzero.search.strategies import SearchResult, search
 from jaxzero.tokenizers import Tokenizer
 
+STAGES = ("pretrain", "self_play", "control")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
@@ -57,6 +59,8 @@ def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
   Raises:
     UserError: no run there, no checkpoint yet, or a damaged one.
   """
+  if stage not in (None, *STAGES):
+    raise UserError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}.")
   folder = pathlib.Path(folder)
   experiment = load_experiment(folder)
   # A run made on a pod's mesh loads on one machine: all its devices become data shards.

@@ -80,6 +80,11 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["quickstart", "--self-play.play.mcts.num-candidates", "999", "--run", "NEW"], "999"),
     (["quickstart", "--evaluation.simulations", "0", "--run", "NEW"], "simulations"),
     (["quickstart", "--task.worked-examples", "0", "--run", "NEW"], "worked_examples=0"),
+    (["quickstart", "--evaluation.problems", "2000", "--run", "NEW"], "not 2000"),
+    (["quickstart", "--seed", "99999999999999999999", "--run", "NEW"], "seed=999"),
+    (["quickstart", "--run", "FILE/run"], "part of the path is a file"),
+    (["solve", "RUN", "2 5 6 = 32", "--seed", "-1"], "seed=-1"),
+    (["solve", "RUN", "2 5 6 = 32", "--json", "/dev/null"], "/dev/null"),
     (["quickstart", "--run", "gs://bucket/run"], "not a local path"),
     (["quickstart", "--run", "FILE"], "is a file"),
     (["quickstart", "--run", "NEW", "--json", "RUN"], "--json"),
@@ -90,9 +95,43 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
 def test_bad_input_is_one_sentence_and_exit_code_2(smoke_run, tmp_path, capsys, arguments, words):
   places = {"RUN": smoke_run, "NEW": tmp_path / "new", "FILE": tmp_path / "file.py"}
   places["FILE"].write_text("config = 1 / 0\n")
-  code, _, err = run(capsys, *[places.get(argument, argument) for argument in arguments])
+  words_given = [places.get(a, str(a).replace("FILE/", f"{places['FILE']}/")) for a in arguments]
+  code, _, err = run(capsys, *words_given)
   assert code == 2 and one_sentence(err) and words in err, err
   assert not (tmp_path / "new" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("config.json", "{}"),
+    ("config.json", "[]"),
+    ("checkpoints/self_play/digest-2.json", "[]"),
+    ("tokenizer/tokenizer.model", "x"),
+  ],
+)
+def test_a_damaged_file_is_named(smoke_run, tmp_path, capsys, name, content):
+  shutil.copytree(smoke_run, tmp_path / "run")
+  assert (tmp_path / "run" / name).exists()
+  (tmp_path / "run" / name).write_text(content)
+  code, _, err = run(capsys, "solve", tmp_path / "run", "2 5 6 = 32")
+  assert code == 2 and one_sentence(err) and name in err, err
+
+
+def test_json_follows_a_link_and_leaves_it_one(smoke_run, tmp_path, capsys):
+  (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+  code, _, err = run(
+    capsys, "solve", smoke_run, "2 5 6 = 32", "--budget", 30, "--json", tmp_path / "link.json"
+  )
+  assert code == 0, err
+  assert (tmp_path / "link.json").is_symlink()
+  assert json.loads((tmp_path / "real.json").read_text())["forward_tokens"] <= 30
+
+
+def test_every_verb_has_help(capsys):
+  for verb in ("quickstart", "train", "solve", "eval", "report", "bench"):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0 and "usage" in out
 
 
 def test_an_unknown_key_is_an_error(capsys):

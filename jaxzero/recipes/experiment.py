@@ -85,8 +85,8 @@ class Experiment:
     for num_simulations in self.evaluation.simulations:
       mcts = dataclasses.replace(self.self_play.play.mcts, num_simulations=num_simulations)
       mcts.check(vocab_size=None)
-    if self.seed < 0:
-      raise UserError(f"seed={self.seed} must not be negative.")
+    if not 0 <= self.seed <= 10**8:
+      raise UserError(f"seed={self.seed} must lie in 0..{10**8}.")
     if self.max_prompt < 4:
       raise UserError(f"max_prompt={self.max_prompt} leaves no room for a problem; use 16 or more.")
 

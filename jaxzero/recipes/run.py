@@ -46,6 +46,9 @@ class Run:
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
+    if is_primary():
+      for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
+        leftover.unlink()
     with primary_first("run opened"):
       is_new = self._check_config()
       self.tokenizer = self._tokenizer()
@@ -111,9 +114,12 @@ class Run:
     if not path.exists():
       return None
     try:
-      return json.loads(path.read_text())
+      done = json.loads(path.read_text())
+      if not isinstance(done, dict) or set(done) != {"value", "books"}:
+        raise ValueError
     except ValueError as error:
       raise UserError(f"{path} is damaged; delete it and its stage is done again.") from error
+    return done
 
   def log(self, **row: Any) -> None:
     """Adds a row of metrics; it reaches the disk with `commit`."""
@@ -181,9 +187,11 @@ class Run:
     return Tokenizer.train(texts)
 
   def _check_sizes(self) -> None:
-    """What only the tokenizer can tell: candidates, shards, and whether the examples fit."""
+    """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""
     experiment, vocab_size = self.experiment, self.tokenizer.vocab_size
     experiment.self_play.play.check(vocab_size)
+    self.task.problems("validation", 0, experiment.evaluation.validation_problems)
+    self.task.problems("test", 0, experiment.evaluation.problems)
     param_shardings(experiment.model, vocab_size, self.mesh)
     longest = [max(map(len, texts)) for texts in zip(*self.worked_examples, strict=True)]
     limits = {
@@ -219,9 +227,10 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
   """The frozen dataclass tree that `dataclasses.asdict` flattened."""
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}
-  unknown = sorted(set(values) - known)
-  if unknown:
-    raise ValueError(f"unknown keys {unknown}")
+  if not isinstance(values, dict) or (wrong := sorted(known ^ set(values))):
+    raise ValueError(
+      f"missing or unknown keys {wrong}" if isinstance(values, dict) else "no object"
+    )
   kwargs = {}
   for name, value in values.items():
     if dataclasses.is_dataclass(hints[name]):

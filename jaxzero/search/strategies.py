@@ -57,13 +57,15 @@ def search(
     play: the tree search's settings, for `mcts`.
 
   Raises:
-    UserError: an unknown strategy, an empty budget, or verifying inside asked of a task whose
-      answers only a key decides.
+    UserError: an unknown strategy, an empty budget, a seed beyond 31 bits, or verifying inside
+      asked of a task whose answers only a key decides.
   """
   if strategy not in STRATEGIES:
     raise UserError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}.")
   if not 1 <= budget <= 1_000_000:
     raise UserError(f"budget={budget} forward tokens per problem must lie in 1..1000000.")
+  if not 0 <= seed < 2**31:
+    raise UserError(f"seed={seed} must lie in 0..{2**31 - 1}.")
   inside = engine.task.self_checkable
   if strategy == "best_of_n" and not inside:
     raise UserError(

@@ -407,7 +407,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
   except FileNotFoundError:
     return None
-  except ValueError as error:
+  except (ValueError, IsADirectoryError) as error:
     raise UserError(
       f"{path} is damaged ({error}); the command that made it can make it anew."
     ) from error
