@@ -93,6 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
   except UserError as error:
     print(f"jaxzero: {error}", file=sys.stderr)
     _leave(2)
+  except BrokenPipeError:  # the reader has seen enough: `jaxzero train --help | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _leave(0)
   except KeyboardInterrupt:
     print("jaxzero: stopped; the same command continues where it was.", file=sys.stderr)
     _leave(3)

@@ -134,6 +134,12 @@ def test_every_verb_has_help(capsys):
     assert code == 0 and "usage" in out
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+  command = f"{sys.executable} -m jaxzero.cli train --help | head -n 1"
+  done = subprocess.run(command, shell=True, capture_output=True, text=True)
+  assert done.stdout.startswith("usage") and done.stderr == ""
+
+
 def test_an_unknown_key_is_an_error(capsys):
   code, _, err = run(capsys, "quickstart", "--model.num-layerz", "8")
   assert code == 2 and "num-layerz" in err
