@@ -61,7 +61,6 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
   state = trainer.fresh_optimizer(load_params(run, "pretrain", best=True))
   worked = run.worked_examples
   random = np.random.default_rng((experiment.seed, 99))
-  validation = run.task.problems("validation", 0, experiment.evaluation.validation_problems)
   rounds: list[list[tuple[np.ndarray, np.ndarray]]] = []
   spent, best, best_params, curve = 0.0, -1.0, None, []
   batch_size = experiment.self_play.batch_size
@@ -94,7 +93,7 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
       spent += config.steps_per_round * train_flops(run, config.batch_size)
       progress.advance((spent - before) / 1e12)
       if (number + 1) % evaluate_every == 0 or spent >= flops:
-        accuracy = greedy(run, state.params, validation, "validation")["accuracy"]
+        accuracy = greedy(run, state.params, run.validation_problems, "validation")["accuracy"]
         curve.append({"flops": spent, "validation_accuracy": accuracy})
         progress.describe(f"rejection sampling, validation {accuracy:.1%}")
         if accuracy > best:
@@ -118,14 +117,13 @@ def greedy(run: Run, params, problems, split: str = "test") -> dict:
 def search_curve(run: Run, params, unit: float) -> dict[str, list]:
   """Who is solved by MCTS and by best-of-N at each budget, verifier inside: [budgets][problems]."""
   config = run.experiment.evaluation
-  problems = run.task.problems("test", 0, config.problems)
   rights: dict[str, list] = {}
   for strategy in ("mcts", "best_of_n"):
     rights[strategy] = []
     for multiple in config.budgets:
       budget = max(1, round(unit * multiple))
       _, results = evaluate_at(
-        run, params, trained_steps(run, "self_play"), problems, strategy, budget
+        run, params, trained_steps(run, "self_play"), run.test_problems, strategy, budget
       )
       rights[strategy].append([bool(result.right) for result in results])
   return rights

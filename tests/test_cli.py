@@ -151,9 +151,11 @@ def test_an_empty_or_foreign_folder_is_refused(tmp_path, capsys):
   assert code == 2 and one_sentence(err) and "config.json" in err
   (tmp_path / "foreign").mkdir()
   (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
+  (tmp_path / "foreign" / ".thesis.tmp").write_text("and its backup")
   code, _, err = run(capsys, "quickstart", "--run", tmp_path / "foreign")
   assert code == 2 and one_sentence(err) and "thesis.tex" in err
   assert [path.name for path in (tmp_path / "foreign").glob("[!.]*")] == ["thesis.tex"]
+  assert (tmp_path / "foreign" / ".thesis.tmp").exists()
 
 
 def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path, capsys):

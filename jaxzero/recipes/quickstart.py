@@ -61,17 +61,7 @@ def quickstart(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
 
 def test_accuracy(run: Run, params: Params, step: int) -> dict[str, Any]:
   """Greedy accuracy on the test problems, charged to the ledger."""
-  config = run.experiment.evaluation
-  result, _ = evaluate(
-    run.engine,
-    params,
-    run.task.problems("test", 0, config.problems),
-    "greedy",
-    budget=run.engine.max_tokens,
-    seed=run.experiment.seed,
-    step=step,
-    batch_size=config.batch_size,
-  )
+  result, _ = evaluate_at(run, params, step, run.test_problems, "greedy", run.engine.max_tokens)
   charge_evaluation(run, result)
   return result
 
@@ -103,19 +93,18 @@ def trained_steps(run: Run, stage: str) -> int:
 
 def search_curves(run: Run) -> dict[str, Any]:
   """Accuracy at budgets in multiples of the mean sampled episode, verifying inside if allowed."""
-  config, task = run.experiment.evaluation, run.task
+  config = run.experiment.evaluation
   final, first = load_params(run, "self_play"), load_params(run, "pretrain", best=True)
   sampled = search(
     run.engine,
     first,
-    task.problems("validation", 0, config.validation_problems),
+    run.validation_problems,
     "sample",
     run.engine.max_tokens,
     seed=run.experiment.seed,
     batch_size=config.batch_size,
   )
   unit = float(np.mean([len(result.tokens) for result in sampled]))
-  problems = task.problems("test", 0, config.problems)
   curves: dict[str, Any] = {"unit_tokens": unit}
   kinds = [
     (name + suffix, strategy, params, trained_steps(run, stage))
@@ -128,7 +117,7 @@ def search_curves(run: Run) -> dict[str, Any]:
       curves[name] = []
       for multiple in config.budgets:
         budget = max(1, round(unit * multiple))
-        result, _ = evaluate_at(run, params, step, problems, strategy, budget)
+        result, _ = evaluate_at(run, params, step, run.test_problems, strategy, budget)
         charge_evaluation(run, result)
         curves[name].append({**result, "multiple": multiple})
         progress.describe(f"thinking on a budget, {strategy} {multiple}x {result['accuracy']:.1%}")

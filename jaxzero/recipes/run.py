@@ -28,8 +28,6 @@ from jaxzero.tasks.base import Completion, Problem
 from jaxzero.tasks.transcript import encode_completion, encode_prompt
 from jaxzero.tokenizers import Tokenizer
 
-STAGES = ("pretrain", "selfplay", "learn", "control", "eval")
-
 
 class Run:
   """An open run folder; one process at a time may hold it."""
@@ -46,11 +44,11 @@ class Run:
     with disk_errors(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.folder)
-    if is_primary():
-      for leftover in self.folder.glob(".*.tmp"):  # of a write that was killed
-        leftover.unlink()
     with primary_first("run opened"):
       is_new = self._check_config()
+      if is_primary() and not is_new:  # in a folder that is no run, they are somebody else's
+        for leftover in self.folder.glob(".*.tmp"):
+          leftover.unlink()
       self.tokenizer = self._tokenizer()
       self._check_sizes()
       if is_new:
@@ -76,6 +74,14 @@ class Run:
   def __exit__(self, *_: object) -> None:
     if self._lock is not None:
       self._lock.close()
+
+  @functools.cached_property
+  def validation_problems(self) -> list[Problem]:
+    return self.task.problems("validation", 0, self.experiment.evaluation.validation_problems)
+
+  @functools.cached_property
+  def test_problems(self) -> list[Problem]:
+    return self.task.problems("test", 0, self.experiment.evaluation.problems)
 
   @functools.cached_property
   def worked_texts(self) -> list[tuple[Problem, Completion]]:
@@ -190,9 +196,8 @@ class Run:
     """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""
     experiment, vocab_size = self.experiment, self.tokenizer.vocab_size
     experiment.self_play.play.check(vocab_size)
-    self.task.problems("validation", 0, experiment.evaluation.validation_problems)
-    self.task.problems("test", 0, experiment.evaluation.problems)
     param_shardings(experiment.model, vocab_size, self.mesh)
+    _ = self.validation_problems, self.test_problems
     longest = [max(map(len, texts)) for texts in zip(*self.worked_examples, strict=True)]
     limits = {
       "max-prompt": experiment.max_prompt,

@@ -32,17 +32,15 @@ _BASE_SEED = {"init": 0, "examples": 1, "self_play": 2, "replay": 3, "control": 
 
 def validate(run: Run, params: Params, step: int) -> float:
   """Greedy accuracy on the validation problems; charged to the ledger's `eval`."""
-  config = run.experiment.evaluation
-  problems = run.task.problems("validation", 0, config.validation_problems)
   result, _ = evaluate(
     run.engine,
     params,
-    problems,
+    run.validation_problems,
     "greedy",
     budget=run.engine.max_tokens,
     split="validation",
     step=step,
-    batch_size=config.batch_size,
+    batch_size=run.experiment.evaluation.batch_size,
   )
   charge_evaluation(run, result)
   return result["accuracy"]

@@ -45,8 +45,7 @@ def answer_verifier(
   table = jnp.asarray(code_table(tokenizer, ALPHABET))
 
   def verify(problem_arrays: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
-    codes = table.at[tokens].get(mode="fill", fill_value=INVALID, wrap_negative_indices=False)
-    return verify_codes(problem_arrays, codes, length)
+    return verify_codes(problem_arrays, look_up(table, tokens, INVALID), length)
 
   return verify
 
@@ -64,6 +63,11 @@ def code_table(tokenizer: Tokenizer, alphabet: str) -> np.ndarray:
         )
       table[i] = alphabet.index(text)
   return table
+
+
+def look_up(table: jax.Array, tokens: jax.Array, invalid: int) -> jax.Array:
+  """The code of each token; `invalid` for ids outside the vocabulary."""
+  return table.at[tokens].get(mode="fill", fill_value=invalid, wrap_negative_indices=False)
 
 
 def verify_codes(problem_arrays: jax.Array, codes: jax.Array, length: jax.Array) -> jax.Array:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxzero.tasks.countdown_device import MAX_NUMBERS, code_table
+from jaxzero.tasks.countdown_device import MAX_NUMBERS, code_table, look_up
 from jaxzero.tasks.expression import LIMIT
 from jaxzero.tokenizers import Tokenizer
 
 ALPHABET = "0123456789+-*/="
 PLUS, MINUS, TIMES, DIVIDE, EQUALS = (ALPHABET.index(char) for char in "+-*/=")
-SEPARATOR = len(ALPHABET) + 1  # INVALID lies between
+INVALID = len(ALPHABET)
+SEPARATOR = INVALID + 1
 
 
 def steps_verifier(
@@ -36,9 +37,7 @@ def steps_verifier(
   table = jnp.asarray(code_table(tokenizer, ALPHABET)).at[tokenizer.step_id].set(SEPARATOR)
 
   def verify(problem_arrays: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
-    invalid = len(ALPHABET)
-    codes = table.at[tokens].get(mode="fill", fill_value=invalid, wrap_negative_indices=False)
-    return verify_codes(problem_arrays, codes, length)
+    return verify_codes(problem_arrays, look_up(table, tokens, INVALID), length)
 
   return verify
 

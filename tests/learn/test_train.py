@@ -100,8 +100,7 @@ def test_micro_batches_are_exact(tiny_model, alone, batches, mesh, request):
   assert_close(jax.device_get(state.params), jax.device_get(alone[0].params), 1e-4, 1e-5)
 
 
-def test_micro_batches_leave_the_parameters_within_a_millionth(tiny_model, mesh1, batches):
-  """After one step at full rate, before noise in tiny gradients can grow."""
+def test_micro_batches_have_the_gradient_norm_of_the_whole(tiny_model, mesh1, batches):
   whole, parts = (trainer(tiny_model, mesh1, micro_batches=n) for n in (1, 4))
   start = jax.device_get(whole.init(jax.random.key(0)).params)
   a, b = (
