@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
   import jax
@@ -13,13 +13,6 @@ if TYPE_CHECKING:
   from jaxzero.tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
-
-DeviceVerifier: TypeAlias = (
-  "Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]"
-)
-"""f(problem_arrays int32 [B, P], steps int32 [B, T], steps_length int32 [B], answer int32 [B, T],
-answer_length int32 [B]) -> bool [B]; only the first `length` tokens of each row count: the thinking
-up to `</think>`, and what is between that and the end token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +67,37 @@ class TaskConfig:
   worked_examples: int = 2000
 
 
+class DeviceVerifier(Protocol):
+  """`verify`, steps included, as an automaton inside jit; it reads a completion token by token.
+
+  A state is one int32 array [..., S]; every method works on any leading shape, row by row.
+
+  Attributes:
+    state_size: S.
+  """
+
+  state_size: int
+
+  def start(self, problem_array: jax.Array) -> jax.Array:
+    """int32 [..., P], see `Task.problem_array` -> states [..., S] of which nothing is read."""
+    ...
+
+  def read(self, state: jax.Array, token: jax.Array) -> jax.Array:
+    """States [..., S] and their next tokens int32 [...] -> states [..., S].
+
+    After the end token, and once a state is lost, further tokens change no verdict.
+    """
+    ...
+
+  def lost(self, state: jax.Array) -> jax.Array:
+    """Bool [...]: no continuation of what was read is right; not every such state is found."""
+    ...
+
+  def right(self, state: jax.Array) -> jax.Array:
+    """Bool [...]: what was read is a right completion, its end token included."""
+    ...
+
+
 class Task(Protocol):
   """A source of problems with an exact, total, bounded and eval-free verifier.
 
@@ -118,5 +142,5 @@ class Task(Protocol):
     ...
 
   def device_verifier(self, tokenizer: Tokenizer) -> DeviceVerifier:
-    """`verify` with steps as a pure JAX function."""
+    """`verify` with steps as an automaton in pure JAX; UserError if it cannot read the tokens."""
     ...

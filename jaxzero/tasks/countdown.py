@@ -17,7 +17,7 @@ from random import Random
 import numpy as np
 
 from jaxzero.errors import UserError
-from jaxzero.tasks import countdown_device, countdown_solver, countdown_steps, expression
+from jaxzero.tasks import countdown_device, countdown_solver, expression
 from jaxzero.tasks.base import (
   SPLITS,
   Completion,
@@ -130,16 +130,8 @@ class Countdown:
     return countdown_device.problem_array(numbers, target)
 
   def device_verifier(self, tokenizer: Tokenizer) -> DeviceVerifier:
-    """`verify`, steps included, in pure JAX."""
-    answer_right = countdown_device.answer_verifier(tokenizer)
-    steps_right = countdown_steps.steps_verifier(tokenizer)
-
-    def verify(problem_arrays, steps, steps_length, answer, answer_length):
-      return answer_right(problem_arrays, answer, answer_length) & steps_right(
-        problem_arrays, steps, steps_length
-      )
-
-    return verify
+    """`verify`, steps included, token by token in pure JAX."""
+    return countdown_device.Automaton(tokenizer)
 
 
 def split_of(problem_id: str) -> str:

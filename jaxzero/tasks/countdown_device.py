@@ -1,27 +1,95 @@
-"""Countdown's answers in pure JAX: `expression.Machine` over a batch of token sequences.
+"""Countdown's verifier in pure JAX: an automaton that reads a completion token by token.
 
-One loop turn reads one token; the trip count is the longest answer in the batch, so a batch without
-finished answers costs nothing.
+It is `countdown_solver.after_steps` and, behind `</think>`, `expression.Machine`. Both read
+numbers, take them from those left and apply operators, so they share one state: an operator pushes
+the value before it onto a stack, and what completes its right side pops it. A step that goes wrong
+loses the game when the step ends; an answer loses it at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxzero.errors import UserError
-from jaxzero.tasks.expression import ALPHABET, LIMIT, MAX_LENGTH
+from jaxzero.tasks import expression
+from jaxzero.tasks.expression import LIMIT, MAX_LENGTH
 from jaxzero.tokenizers import Tokenizer
 
 MAX_NUMBERS = 6
-NUMBER_CAP = 10**6  # longer digit runs stay here; no problem has such a number
+# Every value that waits for its right side has used a number, and another one must still come, so
+# five may wait. An answer that stacks more cannot end right, and the stack forgets its lowest.
+MAX_WAITING = MAX_NUMBERS - 1
 
 # A character's code is its index in ALPHABET: digits are 0..9.
-PLUS, MINUS, TIMES, DIVIDE, OPEN, CLOSE, SPACE = (ALPHABET.index(char) for char in "+-*/() ")
-INVALID = len(ALPHABET)
+ALPHABET = expression.ALPHABET + "="
+PLUS, MINUS, TIMES, DIVIDE, OPEN, CLOSE, SPACE, EQUALS = map(ALPHABET.index, "+-*/() =")
+STEP, END_THINK, END, INVALID = range(len(ALPHABET), len(ALPHABET) + 4)
+
+NONE = -1  # no number, no value
+THINKING, FAULTY, ANSWER, RIGHT, LOST = range(5)  # FAULTY: thinking, in a step that went wrong
+
+# A mark of the stack is an operator's `code - PLUS + 1` (0 at the bottom), plus LEVEL for each
+# parenthesis opened behind it: however many open in a row, they take one mark.
+ADD, SUBTRACT, MULTIPLY, DIVIDE_BY = range(1, 5)
+LEVEL = 8
+
+
+class State(NamedTuple):
+  """What was read of a completion; int32."""
+
+  numbers: jax.Array  # [..., 6] the problem's, padded with NONE
+  left: jax.Array  # [..., 6] those that are not used yet
+  waiting: jax.Array  # [..., 5] the stack's values, top first
+  marks: jax.Array  # [..., 6] the operators behind them, and the bottom of the stack
+  target: jax.Array  # [..., 1]
+  stage: jax.Array  # [..., 1]
+  length: jax.Array  # [..., 1] tokens of the answer
+  number: jax.Array  # [..., 1] the digits read so far
+  value: jax.Array  # [..., 1] what was worked out since the last operator
+
+
+SIZES = State(MAX_NUMBERS, MAX_NUMBERS, MAX_WAITING, MAX_WAITING + 1, 1, 1, 1, 1, 1)
+
+
+class Automaton:
+  """A `DeviceVerifier` that agrees with `Countdown.verify` on every completion."""
+
+  state_size = sum(SIZES)
+
+  def __init__(self, tokenizer: Tokenizer):
+    """Raises UserError if a token spells several characters of a step or an answer."""
+    self._codes = code_table(tokenizer)
+
+  def start(self, problem_array: jax.Array) -> jax.Array:
+    """`problem_array`s int32 [..., 7] -> states int32 [..., S] before the first token."""
+    numbers = jnp.where(problem_array > 0, problem_array, NONE)[..., :MAX_NUMBERS]
+    zeros = [jnp.zeros((*problem_array.shape[:-1], size), jnp.int32) for size in SIZES]
+    state = State(*zeros)._replace(
+      numbers=numbers,
+      left=numbers,
+      target=problem_array[..., MAX_NUMBERS:],
+      number=zeros[-1] + NONE,
+      value=zeros[-1] + NONE,
+    )
+    return jnp.concatenate(state, axis=-1)
+
+  def read(self, state: jax.Array, token: jax.Array) -> jax.Array:
+    """States [..., S] after one more token [...]; any token id will do."""
+    codes = jnp.asarray(self._codes)
+    code = codes.at[token].get(mode="fill", fill_value=INVALID, wrap_negative_indices=False)
+    return jnp.concatenate(_read(_unpack(state), code[..., None]), axis=-1)
+
+  def lost(self, state: jax.Array) -> jax.Array:
+    """Bool [...]: no continuation of what was read is right."""
+    return _unpack(state).stage[..., 0] == LOST
+
+  def right(self, state: jax.Array) -> jax.Array:
+    """Bool [...]: what was read is a right completion, and whatever may follow its end token."""
+    return _unpack(state).stage[..., 0] == RIGHT
 
 
 def problem_array(numbers: tuple[int, ...], target: int) -> np.ndarray:
@@ -30,157 +98,141 @@ def problem_array(numbers: tuple[int, ...], target: int) -> np.ndarray:
   return np.asarray((*numbers, *padding, target), np.int32)
 
 
-def answer_verifier(
-  tokenizer: Tokenizer,
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """The verifier for one tokenizer; agrees with `Countdown.verify` on every answer of T tokens.
-
-  Returns:
-    f(problem_arrays int32 [B, 7], tokens int32 [B, T], length int32 [B]) -> bool [B]; only
-    tokens[b, :length[b]] are read, and a length of 0 is an empty, hence wrong, answer.
-
-  Raises:
-    UserError: the tokenizer has tokens that spell several characters of an answer.
-  """
-  table = jnp.asarray(code_table(tokenizer, ALPHABET))
-
-  def verify(problem_arrays: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
-    return verify_codes(problem_arrays, look_up(table, tokens, INVALID), length)
-
-  return verify
-
-
-def code_table(tokenizer: Tokenizer, alphabet: str) -> np.ndarray:
-  """int32 [V]: each token's index in the alphabet, len(alphabet) where it is not of it."""
-  table = np.full(tokenizer.vocab_size, len(alphabet), np.int32)
+def code_table(tokenizer: Tokenizer) -> np.ndarray:
+  """int32 [V]: each token's index in ALPHABET, or STEP, END_THINK, END, else INVALID."""
+  table = np.full(tokenizer.vocab_size, INVALID, np.int32)
   for i in range(tokenizer.vocab_size):
     text = tokenizer.decode([i], controls=True)
-    if text and set(text) <= set(alphabet):
+    if text and set(text) <= set(ALPHABET):
       if len(text) > 1:
         raise UserError(
           f"token {i} of this tokenizer spells {text!r}; the device verifier needs one token for "
           "each character of an answer, so use a tokenizer that never merges them"
         )
-      table[i] = alphabet.index(text)
+      table[i] = ALPHABET.index(text)
+  table[[tokenizer.step_id, tokenizer.end_think_id, tokenizer.end_id]] = STEP, END_THINK, END
   return table
 
 
-def look_up(table: jax.Array, tokens: jax.Array, invalid: int) -> jax.Array:
-  """The code of each token; `invalid` for ids outside the vocabulary."""
-  return table.at[tokens].get(mode="fill", fill_value=invalid, wrap_negative_indices=False)
+def _unpack(state: jax.Array) -> State:
+  return State(*jnp.split(state, np.cumsum(SIZES)[:-1], axis=-1))
 
 
-def verify_codes(problem_arrays: jax.Array, codes: jax.Array, length: jax.Array) -> jax.Array:
-  """Whether each row of character codes is a right answer.
-
-  Args:
-    problem_arrays: [B, 7] int32, see `problem_array`.
-    codes: [B, T] int32, see `code_table`; T may be at most 1000, the longest answer allowed.
-    length: [B] int32, how many codes of each row belong to the answer.
-
-  Returns:
-    [B] bool.
-  """
-  batch, width = codes.shape
-  if width > MAX_LENGTH:
-    raise UserError(f"answers of {width} tokens are longer than {MAX_LENGTH}; use shorter ones")
-  if width == 0:
-    return jnp.zeros((batch,), bool)
-  # After the answer come spaces: they end its last number and change nothing else.
-  inside = jnp.arange(width) < length[:, None]
-  codes = jnp.where(inside, codes, SPACE)
-  following = jnp.concatenate([codes[:, 1:], jnp.full((batch, 1), SPACE, codes.dtype)], axis=1)
-  # Levels beyond these cannot close in time, so it does no harm that the stack drops them.
-  depths = max(1, (width - 1) // 2)
-  zero = jnp.zeros((batch,), jnp.int32)
-  state = dict(
-    ok=jnp.ones((batch,), bool),
-    ready=jnp.zeros((batch,), bool),  # an operand has just ended
-    number=zero - 1,  # the digits read so far; -1 where none are
-    acc=zero,
-    term=zero + 1,
-    ops=zero,  # bit 0: subtract the term from acc; bit 1: divide the term by the next operand
-    depth=zero,
-    stack=jnp.zeros((batch, 3, depths), jnp.int32),  # (acc, term, ops) of each open level
-    rest=problem_arrays[:, :MAX_NUMBERS],
-  )
-  turns = jnp.minimum(jnp.max(length, initial=0), width)
-  state = jax.lax.fori_loop(0, turns, lambda i, s: _turn(s, codes[:, i], following[:, i]), state)
-  value, is_whole = _total(state["acc"], state["term"], state["ops"])
-  used = jnp.all(state["rest"] == 0, axis=1)
-  closed = state["ready"] & (state["depth"] == 0)
-  right = is_whole & used & closed & (value == problem_arrays[:, MAX_NUMBERS])
-  return state["ok"] & right & (length > 0) & (length <= width)
-
-
-def _turn(state: dict[str, jax.Array], code: jax.Array, following: jax.Array) -> dict:
-  """Reads one character per row; the same transitions as `expression.Machine.feed`."""
-  ready, acc, term, ops, depth = (state[k] for k in ("ready", "acc", "term", "ops", "depth"))
+def _read(state: State, code: jax.Array) -> State:
+  """The state after a character [..., 1]."""
+  thinking = state.stage <= FAULTY
   is_digit = code <= 9
-  is_open, is_close = code == OPEN, code == CLOSE
   is_operator = (code >= PLUS) & (code <= DIVIDE)
-  is_sum = (code == PLUS) | (code == MINUS)
+  ends_step = (code == STEP) | (code == END_THINK)
+  ends_sum = (code == PLUS) | (code == MINUS) | (code == CLOSE) | (code == END) | ends_step
+  first_mark = state.marks[..., :1]
 
-  number = state["number"]
-  leading_zero = is_digit & (number == 0)
-  number = jnp.where(is_digit, jnp.minimum(jnp.maximum(number, 0) * 10 + code, NUMBER_CAP), -1)
-  ends_number = is_digit & (following > 9)
-  matches = (state["rest"] == number[:, None]) & (number > 0)[:, None]
-  first = matches & (jnp.cumsum(matches, axis=1) == 1)
-  rest = jnp.where(first & ends_number[:, None], 0, state["rest"])
+  # A number ends. In a step's result it is only compared; at the next step it is there to be used.
+  arrives = (state.number >= 0) & jnp.where(thinking, is_operator | (code == EQUALS), ~is_digit)
+  left, found = _exchange(
+    state.left,
+    jnp.where(code == STEP, NONE, state.number),
+    jnp.where(code == STEP, state.number, NONE),
+    arrives | (code == STEP),
+  )
+  operand = jnp.where(arrives, state.number, state.value)
 
-  total, is_whole = _total(acc, term, ops)
-  at = jnp.arange(state["stack"].shape[-1])
-  below = jnp.sum(jnp.where(at == depth[:, None, None] - 1, state["stack"], 0), axis=-1)
-  here = jnp.stack([acc, term, ops], axis=1)[:, :, None]
-  pushes = is_open[:, None, None] & (at == depth[:, None, None])
-  stack = jnp.where(pushes, here, state["stack"])
+  # It completes a product, and this token may complete a sum and, closing it, another product.
+  waiting, marks = state.waiting, state.marks
+  multiplies = jnp.where(thinking, ends_step, arrives)
+  value, waiting, marks, legal_1 = _multiply(operand, waiting, marks, multiplies)
+  value, waiting, marks, legal_2 = _add(value, waiting, marks, ends_sum)
+  last_mark = marks[..., :1]
+  marks = _on_top(marks, last_mark + LEVEL * ((code == OPEN) * 1 - (code == CLOSE)))
+  result = value
+  value, waiting, marks, legal_3 = _multiply(value, waiting, marks, code == CLOSE)
 
-  # An operand arrives: a finished number in this level, or this level's total in the one below.
-  operand = jnp.where(is_close, total, number)
-  acc = jnp.where(is_close, below[:, 0], acc)
-  ops = jnp.where(is_close, below[:, 2], ops)
-  product, is_legal = _product(jnp.where(is_close, below[:, 1], term), operand, ops)
-  arrives = ends_number | is_close
-
-  fresh = is_open | is_sum
+  empty = jnp.all(left == NONE, axis=-1, keepdims=True)
   ok = (
-    state["ok"]
-    & (code != INVALID)
-    & ~leading_zero
-    & ~((is_digit | is_open) & ready)
-    & ~((is_operator | is_close) & ~ready)
-    & ~(ends_number & ~jnp.any(matches, axis=1))
-    & ~((is_sum | is_close) & ~is_whole)
-    & ~(is_close & (depth == 0))
-    & ~(arrives & ~is_legal)
+    (state.stage != FAULTY)
+    & (~arrives | found)
+    & (legal_1 & legal_2 & legal_3)
+    & (~is_digit | (_fits(state.number, code) & (thinking | (state.value < 0))))
+    & (~(is_operator | ends_sum) | (operand >= 0))
+    & (~(is_operator & thinking) | (first_mark == 0))
+    & ((code != EQUALS) | ((state.number >= 0) & (first_mark > 0) & (state.value < 0)))
+    & (~ends_step | (result == state.number))
+    & ((code != OPEN) | (operand < 0))
+    & ((code != CLOSE) | (last_mark >= LEVEL))
+    & (((code != END_THINK) & (code != END)) | (empty & (result == state.target)))
+    & ((code != END) | (last_mark == 0))
   )
-  return dict(
-    ok=ok,
-    ready=(ready & ~is_operator & ~is_open) | arrives,
-    number=jnp.where(ends_number, -1, number),
-    acc=jnp.where(is_open, 0, jnp.where(is_sum, total, acc)),
-    term=jnp.where(fresh, 1, jnp.where(arrives, product, term)),
-    ops=jnp.where(is_open, 0, jnp.where(is_operator, _next_ops(ops, code, is_sum), ops)),
-    depth=depth + is_open - is_close,
-    stack=stack,
-    rest=rest,
+  return State(
+    numbers=state.numbers,
+    left=jnp.where(code == END_THINK, state.numbers, left),
+    waiting=jnp.where(is_operator, _push(waiting, value), waiting),
+    marks=jnp.where(is_operator, _push(marks, code - PLUS + 1), marks),
+    target=state.target,
+    stage=_next_stage(state, code, ok),
+    length=state.length + (state.stage == ANSWER),
+    number=jnp.where(is_digit, jnp.maximum(state.number, 0) * 10 + code, NONE),
+    value=jnp.where(is_operator | ends_step, NONE, value),
   )
 
 
-def _next_ops(ops: jax.Array, code: jax.Array, is_sum: jax.Array) -> jax.Array:
-  return jnp.where(is_sum, (code == MINUS).astype(jnp.int32), (ops & 1) + 2 * (code == DIVIDE))
+def _next_stage(state: State, code: jax.Array, ok: jax.Array) -> jax.Array:
+  thinking = state.stage <= FAULTY
+  of_both = code <= DIVIDE
+  of_steps = of_both | (code == EQUALS) | (code == STEP) | (code == END_THINK)
+  of_answers = of_both | ((code >= OPEN) & (code <= SPACE)) | (code == END)
+  too_long = (code != END) & (state.length >= MAX_LENGTH)
+  judged = ~thinking | (code == STEP) | (code == END_THINK)
+  lost = jnp.where(thinking, ~of_steps, ~of_answers | too_long) | (judged & ~ok)
+  stage = jnp.where(ok, state.stage, FAULTY)
+  stage = jnp.where(code == END_THINK, ANSWER, jnp.where(code == END, RIGHT, stage))
+  return jnp.where(state.stage >= RIGHT, state.stage, jnp.where(lost, LOST, stage))
 
 
-def _total(acc: jax.Array, term: jax.Array, ops: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """acc plus or minus term; legal within 0..LIMIT, and an int32 sum beyond LIMIT wraps below 0."""
-  total = jnp.where((ops & 1) == 1, acc - term, acc + term)
-  return total, total >= 0
+def _fits(number: jax.Array, digit: jax.Array) -> jax.Array:
+  """Whether a digit may follow: no leading zero, nothing beyond LIMIT."""
+  return (number != 0) & (number <= (LIMIT - digit) // 10)
 
 
-def _product(term: jax.Array, operand: jax.Array, ops: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """term times or over operand; one division decides exactness or overflow."""
-  divides = ops >= 2
-  quotient = jnp.where(divides, term, LIMIT) // jnp.maximum(operand, 1)
-  is_legal = jnp.where(divides, (operand > 0) & (quotient * operand == term), term <= quotient)
-  return jnp.where(divides, quotient, term * operand), is_legal
+def _exchange(
+  numbers: jax.Array, old: jax.Array, new: jax.Array, when: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """One `old` [..., 1] of numbers [..., 6] replaced by `new`, and whether there was one."""
+  index = jnp.arange(MAX_NUMBERS)
+  at = jnp.max(jnp.where(numbers == old, index, -1), axis=-1, keepdims=True)
+  return jnp.where(when & (index == at), new, numbers), at >= 0
+
+
+def _multiply(value, waiting, marks, when):
+  """Applies the * or / on top, if there is one: new value, waiting, marks, and if it is legal."""
+  first, mark = waiting[..., :1], marks[..., :1]
+  when = when & ((mark == MULTIPLY) | (mark == DIVIDE_BY))
+  divides = mark == DIVIDE_BY
+  # One division decides exactness or overflow.
+  quotient = jnp.where(divides, first, LIMIT) // jnp.maximum(value, 1)
+  result = jnp.where(divides, quotient, first * value)
+  legal = jnp.where(divides, (value > 0) & (quotient * value == first), first <= quotient)
+  return _pop(when, result, value, waiting, marks, legal)
+
+
+def _add(value, waiting, marks, when):
+  """Applies the + or - on top, as `_multiply`; an int32 sum beyond LIMIT wraps below 0."""
+  first, mark = waiting[..., :1], marks[..., :1]
+  when = when & ((mark == ADD) | (mark == SUBTRACT))
+  result = first + jnp.where(mark == ADD, value, -value)
+  return _pop(when, result, value, waiting, marks, result >= 0)
+
+
+def _pop(when, result, value, waiting, marks, legal):
+  shorter = [
+    jnp.concatenate([x[..., 1:], jnp.zeros_like(x[..., :1])], -1) for x in (waiting, marks)
+  ]
+  waiting, marks = (jnp.where(when, a, b) for a, b in zip(shorter, (waiting, marks), strict=True))
+  return jnp.where(when, result, value), waiting, marks, ~when | legal
+
+
+def _push(stack: jax.Array, top: jax.Array) -> jax.Array:
+  return jnp.concatenate([top, stack[..., :-1]], axis=-1)
+
+
+def _on_top(stack: jax.Array, top: jax.Array) -> jax.Array:
+  return jnp.concatenate([top, stack[..., 1:]], axis=-1)
