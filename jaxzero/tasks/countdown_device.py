@@ -52,13 +52,13 @@ class State(NamedTuple):
   value: jax.Array  # [..., 1] what was worked out since the last operator
 
 
-SIZES = State(MAX_NUMBERS, MAX_NUMBERS, MAX_WAITING, MAX_WAITING + 1, 1, 1, 1, 1, 1)
+SIZES = (MAX_NUMBERS, MAX_NUMBERS, MAX_WAITING, MAX_WAITING + 1, 1, 1, 1, 1, 1)  # of its fields
 
 
 class Automaton:
   """A `DeviceVerifier` that agrees with `Countdown.verify` on every completion."""
 
-  state_size = sum(SIZES)
+  state_size: int = sum(SIZES)
 
   def __init__(self, tokenizer: Tokenizer):
     """Raises UserError if a token spells several characters of a step or an answer."""
@@ -202,7 +202,9 @@ def _exchange(
   return jnp.where(when & (index == at), new, numbers), at >= 0
 
 
-def _multiply(value, waiting, marks, when):
+def _multiply(
+  value: jax.Array, waiting: jax.Array, marks: jax.Array, when: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Applies the * or / on top, if there is one: new value, waiting, marks, and if it is legal."""
   first, mark = waiting[..., :1], marks[..., :1]
   when = when & ((mark == MULTIPLY) | (mark == DIVIDE_BY))
@@ -214,7 +216,9 @@ def _multiply(value, waiting, marks, when):
   return _pop(when, result, value, waiting, marks, legal)
 
 
-def _add(value, waiting, marks, when):
+def _add(
+  value: jax.Array, waiting: jax.Array, marks: jax.Array, when: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Applies the + or - on top, as `_multiply`; an int32 sum beyond LIMIT wraps below 0."""
   first, mark = waiting[..., :1], marks[..., :1]
   when = when & ((mark == ADD) | (mark == SUBTRACT))
@@ -222,11 +226,19 @@ def _add(value, waiting, marks, when):
   return _pop(when, result, value, waiting, marks, result >= 0)
 
 
-def _pop(when, result, value, waiting, marks, legal):
-  shorter = [
-    jnp.concatenate([x[..., 1:], jnp.zeros_like(x[..., :1])], -1) for x in (waiting, marks)
-  ]
-  waiting, marks = (jnp.where(when, a, b) for a, b in zip(shorter, (waiting, marks), strict=True))
+def _pop(
+  when: jax.Array,
+  result: jax.Array,
+  value: jax.Array,
+  waiting: jax.Array,
+  marks: jax.Array,
+  legal: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  zero = jnp.zeros_like(value)
+  waiting, marks = (
+    jnp.where(when, jnp.concatenate([stack[..., 1:], zero], axis=-1), stack)
+    for stack in (waiting, marks)
+  )
   return jnp.where(when, result, value), waiting, marks, ~when | legal
 
 

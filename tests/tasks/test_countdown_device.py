@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jaxzero import tasks
 from jaxzero.errors import UserError
-from jaxzero.tasks import countdown_device, countdown_solver, expression
+from jaxzero.tasks import countdown_solver, expression
 from jaxzero.tasks.base import Completion, TaskConfig
-from jaxzero.tasks.expression import ALPHABET, LIMIT
+from jaxzero.tasks.expression import LIMIT
 from jaxzero.tasks.transcript import encode_completion, grade, parse_completion
 from jaxzero.tokenizers import Tokenizer
 
@@ -25,17 +25,10 @@ STEP, END_THINK, END = TOKENIZER.step_id, TOKENIZER.end_think_id, TOKENIZER.end_
 WIDTH, BATCH = 80, 32
 CHUNK = 8192
 READ = jax.jit(REFEREE.read)
-OF_STEPS, OF_ANSWERS = "0123456789+-*/=", ALPHABET
-PROBLEMS = [
-  *TASK.problems("train", 0, 40),
-  *map(
-    TASK.parse,
-    [
-      *["2 2 = 4", "1 10 12 = 22", "1 2 3 4 5 6 = 21", "9999 9999 9999 9999 = 1", "7 7 = 1"],
-      *["5 5 7 = 7", "1 1 1 1 = 1", "1 2 3 4 5 6 = 95"],
-    ],
-  ),
-]
+OF_STEPS, OF_ANSWERS = "0123456789+-*/=", expression.ALPHABET
+PROMPTS = "2 2 = 4|1 10 12 = 22|1 2 3 4 5 6 = 21|9999 9999 9999 9999 = 1|7 7 = 1|5 5 7 = 7|"
+PROMPTS += "1 1 1 1 = 1|1 2 3 4 5 6 = 95"
+PROBLEMS = [*TASK.problems("train", 0, 40), *map(TASK.parse, PROMPTS.split("|"))]
 
 
 @jax.jit
@@ -78,16 +71,20 @@ def check(problem, rows):
   return [grade(TASK, TOKENIZER, problem, row).right for row in rows]
 
 
+def worked_steps(problem):
+  row = encode_completion(TOKENIZER, TASK.worked_example(problem))
+  return row[: row.index(END_THINK) + 1]
+
+
 def check_answers(problem, answers):
   """As `check`, behind worked steps; the problem must have a solution."""
-  head = encode_completion(TOKENIZER, TASK.worked_example(problem))
-  head = head[: head.index(END_THINK) + 1]
+  head = worked_steps(problem)
   return check(problem, [[*head, *TOKENIZER.encode(answer), END] for answer in answers])
 
 
 def check_steps(problem, thinking):
   """Which steps lead to the target: those after whose end the game is not lost."""
-  rows = [[*encode_completion(TOKENIZER, Completion(steps, "1"))[:-2]] for steps in thinking]
+  rows = [encode_completion(TOKENIZER, Completion(steps, ""))[:-1] for steps in thinking]
   check(problem, rows)
   return [not lost[-1] for lost in judge(problem, rows)[0]]
 
@@ -123,8 +120,8 @@ def facts(problem_id):
 
 
 def is_readable(prefix):
-  """Whether the rendered text means what the tokens do: no stray control, space or semicolon."""
-  completion, _ = parse_completion(TOKENIZER, prefix)
+  """Whether its rendered text means the same: no stray control, space or semicolon."""
+  completion = parse_completion(TOKENIZER, prefix)[0]
   clean = all(step and set(step) <= set(OF_STEPS) for step in completion.steps)
   return clean and set(completion.answer) <= set(OF_ANSWERS) and END not in prefix
 
@@ -133,8 +130,7 @@ def test_worked_examples_are_right_and_never_lost_before_their_end():
   for problem in PROBLEMS:
     if TASK.solve(problem) is not None:
       worked = [TASK.solve(problem, seed) for seed in range(3)]
-      rows = [encode_completion(TOKENIZER, completion) for completion in worked]
-      lost, right = judge(problem, rows)
+      lost, right = judge(problem, [encode_completion(TOKENIZER, c) for c in worked])
       assert not any(map(any, lost))
       assert all(r == [False] * (len(r) - 1) + [True] for r in right)
       shorter = [completion.steps[:n] for completion in worked for n in range(6)]
@@ -170,8 +166,7 @@ def read_every_text(problem, head, chars, length):
 @pytest.mark.parametrize("prompt", ["2 3 = 6", "3 32 = 35", "2 2 = 1", "3 3 3 = 3"])
 def test_agrees_on_every_short_answer(prompt):
   problem = TASK.parse(prompt)
-  worked = encode_completion(TOKENIZER, TASK.worked_example(problem))
-  head = worked[: worked.index(END_THINK) + 1]
+  head = worked_steps(problem)
   lost, right = set(), set()
   for texts, states in read_every_text(problem, head, "023+-*/() ", 5):
     ended = read(states, END)
@@ -228,7 +223,7 @@ def problem_and_rows(draw):
   return problem, rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(problem_and_rows())
 def test_agrees_on_right_mutated_and_random_completions_after_every_token(case):
   check(*case)
@@ -250,7 +245,7 @@ def test_agrees_on_deeply_nested_answers_of_six_numbers():
   rng, depths = Random(0), set()
   for _ in range(60):
     numbers = [rng.randint(1, 9) for _ in range(6)]
-    texts = [nested(rng.sample(numbers, 6), rng) for _ in range(200)]
+    texts = (nested(rng.sample(numbers, 6), rng) for _ in range(200))
     found = [(text, expression.evaluate(text, tuple(numbers))[0]) for text in texts]
     legal = [(t, value) for t, value in found if value and value < 1000 and len(t) < 30]
     for text, value in legal[:1]:
@@ -258,7 +253,7 @@ def test_agrees_on_deeply_nested_answers_of_six_numbers():
       near = [text, text[:-1], text + ")", f"({text})", text.replace("+", "-", 1)]
       assert check_answers(problem, near)[0]
       depths.add(text.count("("))
-  problem = TASK.parse("1 2 3 4 5 6 = 95")
+  problem = PROBLEMS[-1]
   assert all(check_answers(problem, ["1+2*(3+4*(5+6))", "1+(2*((3+((4*(((5)+(6))))))))"]))
   assert not any(check_answers(problem, ["1+2*(3+4*(5+6*(", "1+2*(3+4*(5+6*1))"]))
   assert len(depths) > 4
@@ -266,8 +261,7 @@ def test_agrees_on_deeply_nested_answers_of_six_numbers():
 
 def test_long_answers_are_right_up_to_the_host_s_limit():
   problem = TASK.parse("2 4 5 6 = 32")
-  head = encode_completion(TOKENIZER, TASK.worked_example(problem))
-  head = head[: head.index(END_THINK) + 1]
+  head = worked_steps(problem)
   deep = "(" * 400 + "6*5+4-2" + ")" * 400
   for answer in [deep, deep + ")", "(" + deep, "6*5+4-2".rjust(1000), "6*5+4-2".rjust(1001)]:
     row = [*head, *TOKENIZER.encode(answer), END]
@@ -321,8 +315,6 @@ def test_lost_at_once_at_the_step_s_end_or_at_the_end_of_thinking():
     ("5*7=35;", 6),
     (";", 0),
     ("5*6=30;;", 7),
-    ("5*6=30.", 6),
-    ("5*6=30|", 6),
     ("5*6=30;30-2=28|", 14),
     ("5 *6", 1),
     ("(", 0),
@@ -347,11 +339,10 @@ def test_lost_at_once_at_the_step_s_end_or_at_the_end_of_thinking():
 
 def test_byte_spelled_digits_are_digits_and_controls_are_not():
   problem = TASK.parse("2 2 = 4")
-  (two,), (plus,) = TOKENIZER.encode("2"), TOKENIZER.encode("+")
-  ids = range(TOKENIZER.vocab_size)
-  byte_two = next(i for i in ids if TOKENIZER.decode([i]) == "2" and i != two)
-  head = encode_completion(TOKENIZER, TASK.worked_example(problem))
-  head = head[: head.index(END_THINK) + 1]
+  two, plus = TOKENIZER.encode("2+")
+  twos = [i for i in range(TOKENIZER.vocab_size) if TOKENIZER.decode([i]) == "2"]
+  (byte_two,) = set(twos) - {two}
+  head = worked_steps(problem)
   answers = [
     [byte_two, plus, two],
     [two, plus, STEP, two],
@@ -378,23 +369,18 @@ def test_verdicts_stay_whatever_follows():
 
 
 def test_any_leading_shape_is_read_row_by_row():
-  tokens = np.stack(
-    [encode_completion(TOKENIZER, TASK.worked_example(p))[:8] for p in PROBLEMS[:8]]
-  )
-  arrays = np.stack([TASK.problem_array(problem) for problem in PROBLEMS[:8]])
-  states = {}
-  for shape in [(8,), (2, 4), (2, 2, 1, 2)]:
-    state = REFEREE.start(jnp.asarray(arrays.reshape(*shape, -1)))
-    for i in range(tokens.shape[1]):
-      state = READ(state, jnp.asarray(tokens[:, i].reshape(shape)))
-    assert state.shape == (*shape, REFEREE.state_size) and state.dtype == jnp.int32
-    assert REFEREE.lost(state).shape == REFEREE.right(state).shape == shape
-    states[shape] = np.asarray(state).reshape(8, -1)
-  one = REFEREE.start(jnp.asarray(arrays[3]))
-  for token in tokens[3]:
-    one = READ(one, jnp.int32(token))
-  assert all((x == states[8,]).all() for x in states.values())
-  assert (np.asarray(one) == states[8,][3]).all()
+  problems = PROBLEMS[:8]
+  tokens = np.stack([encode_completion(TOKENIZER, TASK.worked_example(p))[:8] for p in problems])
+  arrays = np.stack([TASK.problem_array(problem) for problem in problems])
+  rows = np.asarray(REFEREE.start(arrays))
+  cube = REFEREE.start(arrays.reshape(2, 2, 2, -1))
+  one = REFEREE.start(arrays[3])
+  for column in tokens.T:
+    rows, one = read(rows, column), READ(one, column[3])
+    cube = READ(cube, column.reshape(2, 2, 2))
+  assert cube.shape == (2, 2, 2, REFEREE.state_size) and cube.dtype == jnp.int32
+  assert REFEREE.lost(cube).shape == REFEREE.right(cube).shape == (2, 2, 2)
+  assert (np.asarray(cube).reshape(8, -1) == rows).all() and (np.asarray(one) == rows[3]).all()
 
 
 def test_a_tokenizer_that_merges_answer_characters_is_refused():
@@ -411,4 +397,3 @@ def test_a_tokenizer_that_merges_answer_characters_is_refused():
 def test_problem_array_pads_to_six_numbers():
   assert TASK.problem_array(TASK.parse("6 2 4 5 = 32")).tolist() == [2, 4, 5, 6, 0, 0, 32]
   assert TASK.problem_array(TASK.parse("6 2 = 12")).dtype == np.int32
-  assert countdown_device.MAX_NUMBERS == 6
