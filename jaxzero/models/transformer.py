@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxzero.models.attention import attention, rope
+from jaxzero.models.attention import attention, rope, rotation
 from jaxzero.models.cache import KVCache, write
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.sharding import Axes, sharding
@@ -40,14 +40,61 @@ def _param(key: jax.Array, shape: tuple[int, ...], axes: Axes, fan_in: int | Non
   return nnx.Param(value, axes=axes)
 
 
-def _rms_norm(x: jax.Array, scale: nnx.Param, epsilon: float = 1e-6) -> jax.Array:
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
   x32 = x.astype(jnp.float32)
   normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
-  return (normed * scale[...]).astype(x.dtype)
+  return (normed * scale).astype(x.dtype)
 
 
-class Block(nnx.Module):
-  """One layer: attention and SwiGLU, pre-norm. All layers' weights when stacked [L, ...]."""
+class Block(NamedTuple):
+  """One layer's weights in the compute dtype, those that share an input fused into one matrix.
+
+  Queries lie beside the key and the value of their KV head, gate beside up, on an axis that no
+  mesh splits: with a tensor axis every device fuses its own part.
+  """
+
+  attention_norm: jax.Array  # [D]
+  qkv: jax.Array  # [D, K, N / K + 2, H]
+  qk_norm: jax.Array | None  # [N / K + 1, H]
+  o: jax.Array  # [N, H, D]
+  ffn_norm: jax.Array  # [D]
+  gate_up: jax.Array  # [D, 2, F]
+  down: jax.Array  # [F, D]
+
+  def __call__(
+    self,
+    x: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    slot: jax.Array | None = None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
+    q, k, v = self._project(_rms_norm(x, self.attention_norm), turn)
+    if cache is None:
+      keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    else:
+      assert slot is not None
+      keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
+      cache = (keys, values)
+    x = x + jnp.einsum("BTNH,NHD->BTD", attention(q, keys, values, mask), self.o)
+    h = jnp.einsum("BTD,DEF->BTEF", _rms_norm(x, self.ffn_norm), self.gate_up)
+    h = jax.nn.silu(h[:, :, 0]) * h[:, :, 1]
+    return x + jnp.einsum("BTF,FD->BTD", h, self.down), cache
+
+  def _project(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]):
+    """Queries [B, T, N, H] and keys, both turned, and values [B, T, K, H]."""
+    qkv = jnp.einsum("BTD,DKXH->BTKXH", x, self.qkv)
+    qk, v = qkv[..., :-1, :], qkv[..., -1, :]
+    if self.qk_norm is not None:
+      qk = _rms_norm(qk, self.qk_norm)
+    qk = rope(qk, turn)
+    q = qk[..., :-1, :]
+    return q.reshape(*q.shape[:2], -1, q.shape[-1]), qk[..., -1, :], v
+
+
+class Blocks(nnx.Module):
+  """All layers' parameters, stacked [L, ...]: attention and SwiGLU, pre-norm."""
 
   def __init__(self, config: ModelConfig, layers: int, key: jax.Array):
     self.config = config
@@ -79,36 +126,25 @@ class Block(nnx.Module):
       self.q_norm = scale(H, "head_dim")
       self.k_norm = scale(H, "head_dim")
 
-  def __call__(
-    self,
-    x: jax.Array,
-    positions: jax.Array,
-    mask: jax.Array,
-    cache: tuple[jax.Array, jax.Array] | None = None,
-    slot: jax.Array | None = None,
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
-    dtype = x.dtype
-    h = _rms_norm(x, self.attention_norm)
-    q = jnp.einsum("BTD,DNH->BTNH", h, self.q[...].astype(dtype))
-    k = jnp.einsum("BTD,DKH->BTKH", h, self.k[...].astype(dtype))
-    v = jnp.einsum("BTD,DKH->BTKH", h, self.v[...].astype(dtype))
-    if self.config.qk_norm:
-      q, k = _rms_norm(q, self.q_norm), _rms_norm(k, self.k_norm)
-    q = rope(q, positions, self.config.rope_theta)
-    k = rope(k, positions, self.config.rope_theta)
-    if cache is None:
-      keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    else:
-      assert slot is not None
-      keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
-      cache = (keys, values)
-    attended = attention(q, keys, values, mask)
-    x = x + jnp.einsum("BTNH,NHD->BTD", attended, self.o[...].astype(dtype))
-    h = _rms_norm(x, self.ffn_norm)
-    gate = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h, self.gate[...].astype(dtype)))
-    up = jnp.einsum("BTD,DF->BTF", h, self.up[...].astype(dtype))
-    return x + jnp.einsum("BTF,FD->BTD", gate * up, self.down[...].astype(dtype)), cache
+  def fuse(self) -> Block:
+    """The layer that works with these weights; self must hold one layer, unstacked."""
+    config = self.config
+    K, H = config.num_kv_heads, config.head_dim
+    queries = config.num_heads // K
+    q = self.q[...].reshape(-1, K, queries, H)
+    qkv = jnp.concatenate([q, self.k[...][:, :, None], self.v[...][:, :, None]], axis=2)
+    qk_norm = None
+    if config.qk_norm:
+      qk_norm = jnp.stack([self.q_norm[...]] * queries + [self.k_norm[...]])
+    return Block(
+      attention_norm=self.attention_norm[...],
+      qkv=qkv.astype(config.dtype),
+      qk_norm=qk_norm,
+      o=self.o[...].astype(config.dtype),
+      ffn_norm=self.ffn_norm[...],
+      gate_up=jnp.stack([self.gate[...], self.up[...]], axis=1).astype(config.dtype),
+      down=self.down[...].astype(config.dtype),
+    )
 
 
 class PolicyValueTransformer(nnx.Module):
@@ -122,7 +158,7 @@ class PolicyValueTransformer(nnx.Module):
     embed_key, block_key, head_key = jax.random.split(key, 3)
     embed_fan_in = D if config.tie_embeddings else 1
     self.embed = _param(embed_key, (vocab_size, D), ("vocab", "embed"), embed_fan_in)
-    self.blocks = Block(config, config.num_layers, block_key)
+    self.blocks = Blocks(config, config.num_layers, block_key)
     self.norm = _param(key, (D,), (None,), None)
     if not config.tie_embeddings:
       self.unembed = _param(head_key, (D, vocab_size), ("embed", "vocab"), D)
@@ -132,11 +168,11 @@ class PolicyValueTransformer(nnx.Module):
   def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> Output:
     """Whole sequences, no cache: tokens and positions [B, T] int32, mask [B, T, T] bool."""
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x = self._embed(tokens)
+    x, turn = self._embed(tokens), self._rotation(positions)
     blockdef, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      return nnx.merge(blockdef, weights)(x, positions, mask)[0]
+      return nnx.merge(blockdef, weights).fuse()(x, turn, mask)[0]
 
     if self.config.remat:
       layer = jax.checkpoint(layer)
@@ -148,10 +184,10 @@ class PolicyValueTransformer(nnx.Module):
     return self._heads(x)
 
   def unstack(self) -> list[Block]:
-    """The layers, one module each; take them outside of the decoding loop."""
+    """The layers with fused weights; take them outside of the decoding loop."""
     blockdef, stacked = nnx.split(self.blocks)
     return [
-      nnx.merge(blockdef, jax.tree.map(lambda w, index=index: w[index], stacked))
+      nnx.merge(blockdef, jax.tree.map(lambda w, index=index: w[index], stacked)).fuse()
       for index in range(self.config.num_layers)
     ]
 
@@ -174,19 +210,22 @@ class PolicyValueTransformer(nnx.Module):
       mask: [B, T, S] bool over slots; it must include the new tokens' own slots.
     """
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x = self._embed(tokens)
+    x, turn = self._embed(tokens), self._rotation(positions)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
-      x, written = layer(x, positions, mask, layer_cache, slot)
+      x, written = layer(x, turn, mask, layer_cache, slot)
       assert written is not None
       new_cache.append(written)
     return self._heads(x), tuple(new_cache)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
-    return self.embed[...].astype(self.config.dtype)[tokens]
+    return self.embed[...][tokens].astype(self.config.dtype)
+
+  def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
   def _heads(self, x: jax.Array) -> Output:
-    x = _rms_norm(x, self.norm)
+    x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
     logits = jnp.einsum(
       "BTD,DV->BTV", x, unembed.astype(x.dtype), preferred_element_type=jnp.float32

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from jaxzero.errors import UserError
-from jaxzero.models.attention import attention, rope
+from jaxzero.models.attention import (
+  attention,
+  rope,
+  rotation,
+)
 from jaxzero.models.cache import init_cache
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import bind, init_params, param_shardings
@@ -190,7 +194,7 @@ def test_rope_scores_depend_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
   def score(i, j):
-    place = lambda x, at: rope(x, jnp.full((1, 1), at), 10_000.0)  # noqa: E731
+    place = lambda x, at: rope(x, rotation(jnp.full((1, 1), at), 8, 10_000.0))  # noqa: E731
     return float(jnp.sum(place(q, i) * place(k, j)))
 
   assert score(9, 4) == pytest.approx(score(5, 0), abs=1e-4)
