@@ -4,7 +4,7 @@ from jaxzero.evals.config import EvalConfig
 from jaxzero.learn.supervised import SupervisedConfig
 from jaxzero.models.config import ModelConfig
 from jaxzero.recipes.experiment import Experiment, ImproveConfig
-from jaxzero.search.mcts import MCTSConfig
+from jaxzero.search.config import TreeConfig
 from jaxzero.search.play import PlayConfig
 from jaxzero.selfplay.run import SelfPlayConfig
 
@@ -13,7 +13,7 @@ config = Experiment(
   supervised=SupervisedConfig(steps=60, evaluate_every=20, batch_size=32),
   self_play=SelfPlayConfig(
     play=PlayConfig(
-      mcts=MCTSConfig(num_simulations=24, num_candidates=8, order="best_first"),
+      tree=TreeConfig(num_simulations=48, num_candidates=8),
       max_searches=1,
       max_tokens=30,
     ),
@@ -21,7 +21,5 @@ config = Experiment(
     batch_size=64,
   ),
   improve=ImproveConfig(rounds=3, steps_per_round=2, batch_size=32, evaluate_every=2),
-  evaluation=EvalConfig(
-    problems=64, validation_problems=32, batch_size=64, budgets=(1, 4), simulations=(16, 24)
-  ),
+  evaluation=EvalConfig(problems=64, validation_problems=32, batch_size=64, budgets=(1, 4)),
 )

@@ -283,7 +283,7 @@ def _eval(arguments: list[str]) -> None:
     parsed.seed,
     parsed.split,
     run.step,
-    config.play_at(budget, run.experiment.self_play.play),
+    dataclasses.replace(run.experiment.self_play.play, tree=config.tree),
     min(config.batch_size, parsed.problems),
   )
   low, high = result["ci95"]

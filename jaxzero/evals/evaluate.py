@@ -27,10 +27,24 @@ def evaluate(
   step: int = 0,
   play: PlayConfig | None = None,
   batch_size: int = 256,
+  temperature: float = 1.0,
+  verify_inside: bool | None = None,
 ) -> tuple[dict[str, Any], list[SearchResult]]:
   """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
   begin = time.monotonic()
-  results = search(engine, params, problems, strategy, budget, seed, play, batch_size)
+  results = search(
+    engine,
+    params,
+    problems,
+    strategy,
+    budget,
+    seed,
+    play,
+    batch_size,
+    temperature,
+    verify_inside,
+  )
+  inside = engine.task.self_checkable if verify_inside is None else verify_inside
   solved = sum(result.right for result in results)
   forward_tokens = [result.forward_tokens for result in results]
   low, high = wilson(solved, len(results))
@@ -48,5 +62,5 @@ def evaluate(
     "wall_s": time.monotonic() - begin,
     "step": step,
     "seed": seed,
-    "verified_inside": engine.task.self_checkable and strategy in ("best_of_n", "mcts"),
+    "verified_inside": inside and strategy not in ("greedy", "sample"),
   }, results

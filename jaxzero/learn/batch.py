@@ -60,23 +60,38 @@ def put_text(
   arrays["hard_weight"][row, P - 1 : P + C - 1] = weight
 
 
-def put_episode(arrays: dict[str, np.ndarray], row: int, episode: Episode) -> None:
-  """Writes a self-played episode: the improved policy of searched moves, the outcome as value.
+def put_episode(
+  arrays: dict[str, np.ndarray], row: int, episode: Episode, soft: bool = False
+) -> None:
+  """Writes a self-played game as it was played: its outcome as value, its policy if it was won.
 
-  Moves that were not searched are imitated if the game was won. A truncated episode keeps its
-  weights at zero: neither its policy nor its outcome is trusted.
+  A truncated episode keeps its weights at zero: its outcome is not known.
   """
-  P, C = len(episode.prompt_tokens), len(episode.tokens)
-  put_text(arrays, row, episode.prompt_tokens, episode.tokens, weight=0.0)
+  if episode.right:
+    put_solution(arrays, row, episode, soft)
+  else:
+    put_text(arrays, row, episode.prompt_tokens, episode.tokens, weight=0.0)
   if episode.truncated:
     return
-  moves = slice(P - 1, P + C - 1)
-  arrays["candidates"][row, moves] = episode.candidates
-  arrays["soft_target"][row, moves] = episode.weights
-  arrays["soft_weight"][row, moves] = episode.searched
-  arrays["hard_weight"][row, moves] = ~episode.searched & episode.right
+  P, C = len(episode.prompt_tokens), len(episode.tokens)
   arrays["outcome"][row] = episode.right
-  arrays["value_weight"][row, moves] = 1.0
+  arrays["value_weight"][row, P - 1 : P + C - 1] = 1.0
+
+
+def put_solution(
+  arrays: dict[str, np.ndarray], row: int, episode: Episode, soft: bool = False
+) -> None:
+  """Writes the verified completion that the search found, without a value target.
+
+  soft: learn the tree's improved policies at its moves, not the moves alone.
+  """
+  put_text(arrays, row, episode.prompt_tokens, episode.harvested, weight=0.0 if soft else 1.0)
+  if soft:
+    P, H = len(episode.prompt_tokens), len(episode.harvested)
+    moves = slice(P - 1, P + H - 1)
+    arrays["candidates"][row, moves] = episode.candidates
+    arrays["soft_target"][row, moves] = episode.weights
+    arrays["soft_weight"][row, moves] = 1.0
 
 
 def to_batch(arrays: dict[str, np.ndarray]) -> Batch:

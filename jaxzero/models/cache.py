@@ -31,3 +31,8 @@ def write(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
   rows = jnp.arange(cache.shape[0])
   return cache.at[rows, :, slot].set(new[:, :, 0])
+
+
+def read(cache: jax.Array, view: jax.Array) -> jax.Array:
+  """The slots view [B, R] int32 of a cache [B, K, S, H], [B, K, R, H]."""
+  return jax.vmap(lambda row, slots: row.at[:, slots].get(mode="promise_in_bounds"))(cache, view)

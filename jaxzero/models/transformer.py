@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxzero.models.attention import attention, rope, rotation
-from jaxzero.models.cache import KVCache, write
+from jaxzero.models.cache import KVCache, read, write
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.sharding import Axes, sharding
 
@@ -68,6 +68,7 @@ class Block(NamedTuple):
     mask: jax.Array,
     cache: tuple[jax.Array, jax.Array] | None = None,
     slot: jax.Array | None = None,
+    view: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
     q, k, v = self._project(_rms_norm(x, self.attention_norm), turn)
@@ -77,6 +78,8 @@ class Block(NamedTuple):
       assert slot is not None
       keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
       cache = (keys, values)
+      if view is not None:
+        keys, values = read(keys, view), read(values, view)
     x = x + jnp.einsum("BTNH,NHD->BTD", attention(q, keys, values, mask), self.o)
     h = jnp.einsum("BTD,DEF->BTEF", _rms_norm(x, self.ffn_norm), self.gate_up)
     h = jax.nn.silu(h[:, :, 0]) * h[:, :, 1]
@@ -199,6 +202,7 @@ class PolicyValueTransformer(nnx.Module):
     positions: jax.Array,
     slot: jax.Array,
     mask: jax.Array,
+    view: jax.Array | None = None,
   ) -> tuple[Output, KVCache]:
     """Puts tokens through the model on top of a cache (prefill, decode, one tree level).
 
@@ -208,12 +212,13 @@ class PolicyValueTransformer(nnx.Module):
       tokens, positions: [B, T] int32; a position is RoPE's, independent of the slot.
       slot: where the new keys go: a scalar (slots slot..slot+T-1), or [B] with T = 1.
       mask: [B, T, S] bool over slots; it must include the new tokens' own slots.
+      view: [B, R] int32 slots to look at instead of all S; the mask is [B, T, R] over them.
     """
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
     x, turn = self._embed(tokens), self._rotation(positions)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
-      x, written = layer(x, turn, mask, layer_cache, slot)
+      x, written = layer(x, turn, mask, layer_cache, slot, view)
       assert written is not None
       new_cache.append(written)
     return self._heads(x), tuple(new_cache)

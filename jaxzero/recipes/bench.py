@@ -50,7 +50,7 @@ def bench_search(
   """
   if min((*batch_sizes, repeats)) < 1 or not batch_sizes:
     raise UserError(f"batch_sizes={batch_sizes} and repeats={repeats} must be at least 1.")
-  config = mcts.MCTSConfig(num_simulations=num_simulations)
+  config = TreeConfig(num_simulations=num_simulations)
   config.check(VOCAB_SIZE)
   model = ModelConfig()
   params = init_params(model, VOCAB_SIZE, jax.random.key(0))
@@ -83,7 +83,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _case(
-  model: ModelConfig, params: Params, config: mcts.MCTSConfig, batch: int, repeats: int
+  model: ModelConfig, params: Params, config: TreeConfig, batch: int, repeats: int
 ) -> dict[str, Any]:
   prompt_key, noise_key = jax.random.split(jax.random.key(1))
   prompts = jax.random.randint(prompt_key, (batch, PROMPT), 0, VOCAB_SIZE)
@@ -112,9 +112,7 @@ def _case(
   }
 
 
-def _prefill(
-  model: ModelConfig, config: mcts.MCTSConfig, params: Params, prompts: jax.Array
-) -> Game:
+def _prefill(model: ModelConfig, config: TreeConfig, params: Params, prompts: jax.Array) -> Game:
   net = bind(model, VOCAB_SIZE, params)
   length = jnp.full(prompts.shape[0], PROMPT, jnp.int32)
   slots = config.num_simulations
@@ -123,7 +121,7 @@ def _prefill(
 
 def _search(
   model: ModelConfig,
-  config: mcts.MCTSConfig,
+  config: TreeConfig,
   tree_cache: bool,
   params: Params,
   game: Game,
@@ -136,7 +134,7 @@ def _search(
 
 
 def _decode(
-  model: ModelConfig, config: mcts.MCTSConfig, params: Params, game: Game, gumbel: jax.Array
+  model: ModelConfig, config: TreeConfig, params: Params, game: Game, gumbel: jax.Array
 ) -> jax.Array:
   """Greedy decoding at its leanest: all rows in step, so that the cache is written in place."""
   del gumbel

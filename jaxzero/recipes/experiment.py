@@ -26,8 +26,10 @@ class ImproveConfig:
   batch_size: int = 64
   supervised_share: float = 0.125
   """Share of each batch that is worked examples."""
-  harvest_share: float = 0.6
-  """Share of each batch, at most, that imitates what the trees of lost games held."""
+  solution_share: float = 0.6
+  """Share of each batch that is solutions which the search found; the rest are games as played."""
+  soft_targets: bool = False
+  """Learn the trees' improved policies at a solution's moves, not the moves alone."""
   evaluate_every: int = 5
   """Rounds between validations."""
   micro_batches: int = 1
@@ -50,12 +52,12 @@ class ImproveConfig:
         f"--improve.batch-size={self.batch_size} does not divide into "
         f"micro-batches={self.micro_batches}."
       )
-    if self.supervised_share < 0 or self.harvest_share < 0:
+    if self.supervised_share < 0 or self.solution_share < 0:
       raise UserError("shares of the batch must not be negative.")
-    if self.supervised_share + self.harvest_share > 0.9:
+    if self.supervised_share + self.solution_share > 0.9:
       raise UserError(
-        f"supervised_share={self.supervised_share} and harvest_share={self.harvest_share} leave "
-        "under a tenth of the batch to self-play; lower them."
+        f"supervised_share={self.supervised_share} and solution_share={self.solution_share} leave "
+        "under a tenth of the batch to games as played; lower them."
       )
 
 
@@ -82,9 +84,6 @@ class Experiment:
     self.self_play.play.check(vocab_size=None)
     self.improve.check()
     self.evaluation.check()
-    for num_simulations in self.evaluation.simulations:
-      mcts = dataclasses.replace(self.self_play.play.mcts, num_simulations=num_simulations)
-      mcts.check(vocab_size=None)
     if not 0 <= self.seed <= 10**8:
       raise UserError(f"seed={self.seed} must lie in 0..{10**8}.")
     if self.max_prompt < 4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import resource
 import sys
@@ -128,7 +129,7 @@ def search_curves(run: Run) -> dict[str, Any]:
 def evaluate_at(
   run: Run, params: Params, step: int, problems: list[Problem], strategy: str, budget: int
 ) -> tuple[dict[str, Any], list[SearchResult]]:
-  """`evaluate` with the run's settings, the tree's size that of the budget."""
+  """`evaluate` with the run's settings."""
   config = run.experiment.evaluation
   return evaluate(
     run.engine,
@@ -138,7 +139,7 @@ def evaluate_at(
     budget,
     seed=run.experiment.seed,
     step=step,
-    play=config.play_at(budget, run.experiment.self_play.play),
+    play=dataclasses.replace(run.experiment.self_play.play, tree=config.tree),
     batch_size=config.batch_size,
   )
 

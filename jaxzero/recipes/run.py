@@ -264,7 +264,6 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
 def _check_batches(experiment: Experiment, shards: int) -> None:
   sizes = {
     "supervised.batch_size": experiment.supervised.batch_size,
-    "self_play.batch_size": experiment.self_play.batch_size,
     "improve.batch_size / micro_batches": (
       experiment.improve.batch_size // experiment.improve.micro_batches
     ),
@@ -275,12 +274,6 @@ def _check_batches(experiment: Experiment, shards: int) -> None:
         f"{name}={size} does not divide over data x fsdp = {shards} devices; use a multiple of "
         f"{shards} or a smaller mesh."
       )
-
-  rows = experiment.self_play.batch_size // shards
-  if not 0 <= experiment.self_play.keep_trees <= rows:
-    raise UserError(
-      f"keep_trees={experiment.self_play.keep_trees} must lie in 0..{rows}, a device's rows."
-    )
 
 
 def _lock(folder: pathlib.Path):

@@ -175,7 +175,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
         time.monotonic() - played,
         float(learned * experiment.context),
       )
-      row = {**episode_figures(episodes), **metrics}
+      row = {**episode_figures(episodes), "occupancy": cost["occupancy"], **metrics}
       if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:
         row["validation_accuracy"] = validate(run, state.params, step + config.steps_per_round)
         progress.describe(f"self-play rounds, validation {row['validation_accuracy']:.1%}")
@@ -219,14 +219,14 @@ def spent(run: Run) -> float:
 class ReplayWindow:
   """Training batches from the newest rounds, each a pure function of (seed, step).
 
-  A game that was lost although its tree held a verified completion gives that completion to
-  imitate: there the search knew better than the policy. Every other game is learned from as played.
+  A share of the rows are solutions that the search found, whether the game was won or lost; the
+  others are games as they were played, the lost ones for their value alone.
   """
 
   def __init__(self, run: Run, store: ReplayStore, worked: list, round: int):
     experiment, self.config = run.experiment, run.experiment.improve
     self.length = experiment.context
-    self.num_candidates = experiment.self_play.play.mcts.num_candidates
+    self.num_candidates = experiment.self_play.play.tree.num_candidates
     self.seed = experiment.seed * 10 + _BASE_SEED["replay"]
     self.worked = worked
     self.store = store
@@ -236,36 +236,40 @@ class ReplayWindow:
   def batch(self, step: int) -> batch_lib.Batch:
     config = self.config
     supervised = int(config.batch_size * config.supervised_share)
-    harvest = int(config.batch_size * config.harvest_share)
+    solutions = int(config.batch_size * config.solution_share)
     arrays = batch_lib.empty(config.batch_size, self.length, self.num_candidates)
     random = np.random.default_rng((self.seed, step))
     for row in range(supervised):
       prompt, completion = self.worked[random.integers(len(self.worked))]
       batch_lib.put_text(arrays, row, prompt, completion)
-    row, harvested, number = supervised, 0, step * config.batch_size * 2
-    while row < config.batch_size:
+    number = step * config.batch_size * 4
+    for row in range(supervised, config.batch_size):
       episode = self.sampler[number]
       number += 1
-      if harvested < harvest and len(episode.harvested) and not episode.right:
-        batch_lib.put_text(arrays, row, episode.prompt_tokens, episode.harvested)
-        harvested += 1
+      if row < supervised + solutions:
+        for _ in range(3):  # most episodes of a young model hold none
+          if len(episode.harvested):
+            break
+          episode = self.sampler[number]
+          number += 1
+      if row < supervised + solutions and len(episode.harvested):
+        batch_lib.put_solution(arrays, row, episode, config.soft_targets)
       else:
-        batch_lib.put_episode(arrays, row, episode)
-      row += 1
+        batch_lib.put_episode(arrays, row, episode, config.soft_targets)
     return batch_lib.to_batch(arrays)
 
 
 def episode_figures(episodes: list) -> dict[str, float]:
   """Means over a round's episodes."""
   lengths = np.array([len(episode.tokens) for episode in episodes])
-  searched = np.array([episode.searched.sum() for episode in episodes])
+  spent = np.array([episode.forward_tokens for episode in episodes])
   return {
     "episodes": len(episodes),
     "solved_share": float(np.mean([episode.right for episode in episodes])),
-    "found_share": float(np.mean([len(e.harvested) > 0 or e.right for e in episodes])),
+    "found_share": float(np.mean([len(e.harvested) > 0 for e in episodes])),
     "truncated_share": float(np.mean([episode.truncated for episode in episodes])),
     "mean_tokens": float(lengths.mean()),
-    "mean_searches": float(searched.mean()),
+    "mean_forward_tokens": float(spent.mean()),
   }
 
 

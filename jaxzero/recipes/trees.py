@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxzero.models.transformer import Params
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params
-from jaxzero.search.tree import to_dict
-from jaxzero.tasks.base import Problem
+from jaxzero.search.pool import think
+from jaxzero.search.record import to_dict
 from jaxzero.tasks.transcript import parse_completion
 
 BUDGET = 128
@@ -19,44 +19,38 @@ BUDGET = 128
 
 
 def searched_problems(run: Run, count: int = 3) -> dict[str, Any]:
-  """The first test problems with a fork to search, each with its first tree (RUN/trees.json)."""
-  params = load_params(run, "self_play")
-  trees: list[dict[str, Any]] = []
-  for problem in run.task.problems("test", 0, 4 * count):
-    tree = search_tree(run, params, problem)
-    trees += [tree] if tree else []
-    if len(trees) == count:
-      break
-  return {"trees": trees}
+  """The first test problems whose trees have a fork, each with its tree (RUN/trees.json)."""
+  trees = search_trees(run, load_params(run, "self_play"), 4 * count)
+  return {"trees": [tree for tree in trees if _forks(tree)][:count]}
 
 
-def search_tree(run: Run, params: Params, problem: Problem) -> dict[str, Any] | None:
-  """Plays the problem once by tree search, without noise; None if it met no fork."""
-  engine = run.engine
-  play = run.experiment.evaluation.play_at(BUDGET, run.experiment.self_play.play)
-  rows = engine.rows(1)
-  played = engine.play(
-    params,
-    engine.encode([problem], rows),
-    jax.random.split(jax.random.key(run.experiment.seed), rows),
-    np.full(rows, np.iinfo(np.int32).max, np.int32),
-    0.0,
-    0.0,
-    play,
-    verify_inside=run.task.self_checkable,
-    stop_when_found=run.task.self_checkable,
+def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
+  """The first test problems thought about once, without noise."""
+  engine, tree_config = run.engine, run.experiment.evaluation.tree
+  problems = run.task.problems("test", 0, count)
+  inside = run.task.self_checkable
+  keys = jax.random.split(jax.random.key(run.experiment.seed), count)
+  config = dataclasses.replace(tree_config, num_simulations=BUDGET, num_nodes=0)
+  thinking = think(
+    engine, params, problems, keys, BUDGET, config, inside, batch_size=count, keep_trees=count
   )
-  if not played.trees.node_visits[0, 0]:
-    return None
-  found = bool(played.found.found[0])
-  source = played.found if found else played
-  root = int(played.trees.embeddings.length[0, 0])
-  completion, _ = parse_completion(
-    engine.tokenizer, source.completion[0, : source.length[0]].tolist()
-  )
-  return {
-    **to_dict(played.trees, 0, engine.tokenizer, problem.prompt, int(source.completion[0, root])),
-    "answer": completion.answer,
-    "thinking": " ; ".join(completion.steps),
-    "correct": found or bool(played.right[0]),
-  }
+  out, trees = thinking.insight, []
+  for i, problem in enumerate(problems):
+    found = bool(out.answer.found[i])
+    source = out.answer if found else out.played
+    tokens = source.completion[i, : source.length[i]].tolist()
+    completion, _ = parse_completion(engine.tokenizer, tokens)
+    trees.append(
+      {
+        **to_dict(thinking.trees[i], [], engine.tokenizer, problem.prompt, tokens[0]),
+        "answer": completion.answer,
+        "thinking": " ; ".join(completion.steps),
+        "correct": bool(out.answer_right[i] if found else out.played_right[i]),
+      }
+    )
+  return trees
+
+
+def _forks(tree: dict[str, Any]) -> bool:
+  parents = [node["parent"] for node in tree["nodes"]]
+  return len(set(parents)) < len(parents)

@@ -8,6 +8,7 @@ depend on the number of devices or on how problems are batched.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,9 @@ from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
 from jaxzero.search import play as play_lib
+from jaxzero.search import think as think_lib
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.expand import Weights
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
 from jaxzero.tasks.transcript import encode_prompt
@@ -44,7 +48,7 @@ class Engine:
   ):
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
-    self._verify = task.device_verifier(tokenizer)
+    self._verifier = task.device_verifier(tokenizer)
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
@@ -73,28 +77,20 @@ class Engine:
     context = self.max_prompt + self.max_tokens + tree_slots + 1
     return positions * self.model.flops_per_token(self.tokenizer.vocab_size, context)
 
-  def verifier(self, facts: jax.Array):
-    """(completion [B, C], length [B]) -> right [B]: steps, the first end-think mark, the answer."""
-
-    def verify(completion: jax.Array, length: jax.Array) -> jax.Array:
-      C = completion.shape[1]
-      closed = completion == self.tokenizer.end_think_id
-      steps_length = jnp.argmax(closed, axis=1)
-      begin = steps_length + 1
-      index = jnp.minimum(begin[:, None] + jnp.arange(C), C - 1)
-      answer = jnp.take_along_axis(completion, index, axis=1)
-      answer_length = length - 1 - begin
-      right = self._verify(facts, completion, steps_length, answer, jnp.maximum(answer_length, 0))
-      return jnp.any(closed, axis=1) & (answer_length > 0) & right
-
-    return verify
-
   def decode(
-    self, params: Params, batch: dict[str, Any], keys: jax.Array, temperature: float
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    temperature: float,
+    verify_inside: bool = False,
   ) -> dict[str, np.ndarray]:
-    """Greedy (temperature 0) or sampled episodes; host arrays [B, ...] on every process."""
+    """Greedy (temperature 0) or sampled episodes; host arrays [B, ...] on every process.
+
+    verify_inside: an episode ends where the verifier knows that it is lost.
+    """
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
-    return fetch(self._decode(params, arrays, np.float32(temperature)))
+    return fetch(self._decode(params, arrays, np.float32(temperature), np.bool_(verify_inside)))
 
   def play(
     self,
@@ -110,7 +106,8 @@ class Engine:
     reserve: int = 0,
     keep_trees: int = 1,
   ) -> play_lib.Played:
-    """Episodes by tree search (`jaxzero.search.play.play`), as host arrays on every process."""
+    """Episodes token by token, forks searched by values (`jaxzero.search.play.play`), as host
+    arrays on every process."""
     arrays = {
       **batch,
       "keys": np.asarray(jax.random.key_data(keys)),
@@ -118,8 +115,22 @@ class Engine:
       "noise": np.full(len(budget), noise, np.float32),
       "temperature": np.full(len(budget), temperature, np.float32),
     }
-    compiled = self._play(config, verify_inside, stop_when_found, reserve, keep_trees)
-    return fetch(compiled(params, shard_batch(self.mesh, arrays)))
+    static = dataclasses.replace(config, tree=config.tree.static())
+    compiled = self._play(static, verify_inside, stop_when_found, reserve, keep_trees)
+    weights = make_weights(config.tree, 1.0)
+    return fetch(compiled(params, shard_batch(self.mesh, arrays), weights))
+
+  def thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
+    """The compiled functions of one tree a problem (`jaxzero.search.think`)."""
+    return self._thinker(config.static(), verify_inside)
+
+  def judge(self, facts: jax.Array) -> jax.Array:
+    """The verifier's first states [B, S]."""
+    return self._verifier.start(facts)
+
+  @property
+  def delimiters(self) -> tuple[int, ...]:
+    return (self.tokenizer.step_id, self.tokenizer.end_think_id)
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _play(
@@ -132,20 +143,23 @@ class Engine:
   ):
     config.check(self.tokenizer.vocab_size)
 
-    def shard(params, batch):
+    def shard(params, batch, weights):
       model = bind(self.model, self.tokenizer.vocab_size, params)
       return play_lib.play(
         model,
         model.unstack(),
         batch["prompts"],
         batch["prompt_length"],
+        self.judge(batch["facts"]),
         jax.random.wrap_key_data(batch["keys"]),
         batch["budget"],
         batch["noise"],
         batch["temperature"],
+        weights,
         config,
+        self._verifier,
         self.tokenizer.end_id,
-        self.verifier(batch["facts"]),
+        self.delimiters,
         verify_inside,
         stop_when_found,
         reserve,
@@ -154,24 +168,76 @@ class Engine:
 
     return jax.jit(self._on_mesh(shard))
 
-  def _decode_shard(self, params, batch, temperature):
+  @functools.lru_cache(maxsize=32)  # noqa: B019
+  def _thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
+    config.check(self.tokenizer.vocab_size)
+
+    def setting(params, game, weights):
+      model = bind(self.model, self.tokenizer.vocab_size, params)
+      return think_lib.expedition(
+        model,
+        model.unstack(),
+        game,
+        weights,
+        config,
+        self._verifier,
+        self.tokenizer.end_id,
+        verify_inside,
+      )
+
+    def start(params, batch, weights):
+      model = bind(self.model, self.tokenizer.vocab_size, params)
+      return think_lib.start(
+        model,
+        model.unstack(),
+        batch["prompts"],
+        batch["prompt_length"],
+        self.judge(batch["facts"]),
+        batch["keys"],
+        batch["number"],
+        batch["limit"],
+        batch["noise"],
+        lambda game: setting(params, game, weights),
+        weights,
+        config,
+        self.max_tokens,
+      )
+
+    def advance(params, thoughts, weights, quota):
+      return think_lib.advance(setting(params, thoughts.game, weights), thoughts, quota)
+
+    def swap(params, both, weights):
+      thoughts, fresh = both
+      new, out = think_lib.swap(setting(params, thoughts.game, weights), thoughts, fresh)
+      insight = think_lib.conclude(out, config, self._verifier, verify_inside)
+      return new, insight, out.frontier.tree
+
+    return Thinker(
+      start=jax.jit(self._on_mesh(start)),
+      advance=jax.jit(self._on_mesh(advance), donate_argnums=1),
+      swap=jax.jit(self._on_mesh(swap), donate_argnums=1),
+    )
+
+  def _decode_shard(self, params, batch, temperature, verify_inside):
     model = bind(self.model, self.tokenizer.vocab_size, params)
-    game, finished, right, steps = play_lib.decode(
+    game, finished, steps = play_lib.decode(
       model,
       model.unstack(),
       batch["prompts"],
       batch["prompt_length"],
+      self.judge(batch["facts"]),
       jax.random.wrap_key_data(batch["keys"]),
       temperature,
+      verify_inside,
       self.max_tokens,
       self.tokenizer.end_id,
-      self.verifier(batch["facts"]),
+      self._verifier,
     )
     return {
       "completion": game.completion,
       "length": game.length,
       "finished": finished,
-      "right": right,
+      "right": self._verifier.right(game.judge),
       "value": game.value,
       "positions": jnp.broadcast_to(steps, finished.shape),
     }
@@ -192,3 +258,17 @@ class Engine:
       )(params, batch, *scalars)
 
     return wrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinker:
+  """Compiled: start(params, batch, weights), advance(params, thoughts, weights, quota) and
+  swap(params, (thoughts, fresh), weights)."""
+
+  start: Any
+  advance: Any
+  swap: Any
+
+
+def make_weights(config: TreeConfig, temperature: float) -> Weights:
+  return Weights(**{k: np.float32(v) for k, v in config.weights(temperature).items()})

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxzero.models.cache import KVCache, init_cache
 from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.tasks.base import DeviceVerifier
 
 
 @chex.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Game:
   length: jax.Array  # [B] int32, tokens of the completion so far
   logits: jax.Array  # [B, V] float32, log-probabilities of the next token
   value: jax.Array  # [B] float32, P(right) by the value head
+  judge: jax.Array  # [B, S] int32, the verifier's state
   cache: KVCache
 
 
@@ -33,10 +35,11 @@ def start(
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
+  judge: jax.Array,
   max_tokens: int,
   tree_slots: int = 0,
 ) -> Game:
-  """Prefills the prompts [B, P]; costs B*P positions."""
+  """Prefills the prompts [B, P]; costs B*P positions. judge [B, S]: the verifier's first state."""
   chex.assert_rank([prompts, prompt_length], [2, 1])
   B, P = prompts.shape
   slots = P + max_tokens + tree_slots + 1
@@ -54,6 +57,7 @@ def start(
     length=jnp.zeros(B, jnp.int32),
     logits=jax.nn.log_softmax(logits),
     value=jax.nn.sigmoid(value_logits),
+    judge=judge,
     cache=cache,
   )
 
@@ -81,6 +85,7 @@ def advance(
   game: Game,
   token: jax.Array,
   moving: jax.Array,
+  verifier: DeviceVerifier,
 ) -> Game:
   """Commits token [B] in the rows that are moving [B] bool; the others stay as they are."""
   slots = game.cache[0][0].shape[2]
@@ -96,5 +101,6 @@ def advance(
     length=game.length + moving,
     logits=jnp.where(moving[:, None], jax.nn.log_softmax(output.logits[:, 0]), game.logits),
     value=jnp.where(moving, jax.nn.sigmoid(output.value_logits[:, 0]), game.value),
+    judge=jnp.where(moving[:, None], verifier.read(game.judge, token), game.judge),
     cache=cache,
   )

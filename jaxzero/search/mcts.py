@@ -1,92 +1,29 @@
-"""Token-level Gumbel MuZero search (Danihelka et al. 2022) on stock mctx.
-
-An action is an index into a node's A candidate tokens, never the vocabulary. mctx hands
-`recurrent_fn` the parent's embedding alone; its public `loop_fn` lets the simulation loop carry
-more: the network's KV cache and the first verified terminal, through a cell that lives while the
-body is traced. Node of simulation i is slot i.
-"""
+"""One tree search by values from where every row of a game stands, and what it advises."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import mctx
 
-from jaxzero.errors import UserError
-from jaxzero.search.game import Game, append
+from jaxzero.search import rounds, values
+from jaxzero.search import tree as tree_lib
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.expand import Weights, policy
+from jaxzero.search.game import Game
 from jaxzero.search.networks import Network
-
-Verify = Callable[[jax.Array, jax.Array], jax.Array]
-"""(completion [B, C] int32, length [B] int32, ended) -> right [B] bool."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MCTSConfig:
-  """One tree search from one position."""
-
-  num_simulations: int = 16
-  num_candidates: int = 16
-  """A: tokens offered at each node."""
-  max_considered: int = 8
-  """Candidates that sequential halving starts with at the root."""
-  order: str = "gumbel"
-  """Which leaf comes next: `gumbel` (sequential halving at the root, Gumbel MuZero's rule below)
-  or `best_first` (the largest log-probability of the path plus `depth_bonus` per token: it dives
-  before it widens and never repeats itself)."""
-  depth_bonus: float = 0.1
-  value_scale: float = 0.1
-  maxvisit_init: float = 50.0
-  rescale_values: bool = False
-
-  def check(self, vocab_size: int | None) -> None:
-    """Raises UserError for a search that cannot run; None: whatever the vocabulary."""
-    if self.num_candidates < 2 or (vocab_size and self.num_candidates > vocab_size):
-      raise UserError(
-        f"num_candidates={self.num_candidates} must be at least 2 and at most the vocabulary's "
-        f"{vocab_size or 'size'}."
-      )
-    if not 1 <= self.max_considered <= self.num_candidates:
-      raise UserError(
-        f"max_considered={self.max_considered} must lie between 1 and "
-        f"num_candidates={self.num_candidates}."
-      )
-    if self.order not in ("gumbel", "best_first"):
-      raise UserError(f"order={self.order!r} is unknown; use gumbel or best_first.")
-    if not 1 <= self.num_simulations <= 4096:
-      raise UserError(f"num_simulations={self.num_simulations} must lie between 1 and 4096.")
-
-
-@chex.dataclass(frozen=True)
-class Node:
-  """mctx's embedding of a node; N tree slots, C the longest completion."""
-
-  completion: jax.Array  # [B, C] int32, the path from the prompt
-  length: jax.Array  # [B] int32
-  ancestors: jax.Array  # [B, N] bool: the tree slots on the path, its own included
-  candidates: jax.Array  # [B, A] int32 token ids
-  terminal: jax.Array  # [B] bool
-  right: jax.Array  # [B] bool: verified right (only where the search may verify)
-  value: jax.Array  # [B] float32
-  child_scores: jax.Array  # [B, A] float32: path log-probability, candidate included, plus bonuses
-
-
-@chex.dataclass(frozen=True)
-class Plan:
-  """mctx's extra data: the root's noise and, for `best_first`, the way to the next leaf."""
-
-  root_gumbel: jax.Array  # [B, A] float32
-  next_action: jax.Array  # [B, N + 1] int32: the action to take at each node
+from jaxzero.search.rules import Rules
+from jaxzero.search.select import qtransform
+from jaxzero.search.stock import grow_stock
+from jaxzero.search.tree import Tree, at
+from jaxzero.search.values import Search
 
 
 @chex.dataclass(frozen=True)
 class Found:
-  """The first verified terminal of each tree."""
+  """A verified completion of each row, if any."""
 
   found: jax.Array  # [B] bool
   completion: jax.Array  # [B, C] int32
@@ -103,12 +40,145 @@ class SearchOutput:
   visit_counts: jax.Array  # [B, A] int32
   root_value: jax.Array  # [B] float32, mean value of the root over its simulations
   found: Found
-  tree: mctx.Tree
-  cache: Any  # the network's state after the loop
+  tree: Tree
+  state: Any  # the network's, after the search
+  nodes: jax.Array  # [B] int32: forward tokens
+  forwards: jax.Array  # scalar int32: calls of the network
+  positions: jax.Array  # scalar int32: positions a row that those calls computed
 
 
-def mixed_value(tree: mctx.Tree) -> jax.Array:
-  """v_mix of the root (Danihelka et al. 2022, appendix D), [B] float32.
+def tree_slots(config: TreeConfig, may_be_invalid: bool = False) -> int:
+  """KV slots that a search needs beside the prefix's: one for every node it may evaluate."""
+  return config.capacity if config.parallel == "none" else rounds.slots(config, may_be_invalid)
+
+
+def search(
+  game: Game,
+  network: Network,
+  config: TreeConfig,
+  gumbel: jax.Array,
+  rules: Rules,
+  judge: jax.Array,
+  weights: Weights,
+  delimiters: tuple[int, ...] = (),
+  stop_when_found: bool = False,
+  invalid: jax.Array | None = None,
+) -> SearchOutput:
+  """Searches by values from where every row of the game stands; pure, to be called inside jit.
+
+  Args:
+    gumbel: [B, V] float32 Gumbel noise (zeros: no exploration): it draws the root's candidates
+      without replacement and, the same numbers, drives sequential halving.
+    judge: [B, S] int32, the verifier's state where the rows stand.
+    delimiters: tokens that end a run.
+    stop_when_found: a row's search ends with its first terminal that is right.
+    invalid: [B, V] bool, tokens that may not be played at the root.
+  """
+  logits = policy(game.logits, weights.temperature)
+  chex.assert_equal_shape([gumbel, logits])
+  noisy = logits + gumbel
+  noisy = noisy if invalid is None else jnp.where(invalid, -jnp.inf, noisy)
+  _, candidates = jax.lax.top_k(noisy, config.num_candidates)
+  pick = lambda x: jnp.take_along_axis(x, candidates, axis=1)  # noqa: E731
+  tree = tree_lib.plant(
+    tree_slots(config, invalid is not None) + 1,
+    game.completion.shape[1],
+    candidates,
+    pick(logits),
+    game.value,
+    judge,
+  )
+  setting = Search(
+    config=config,
+    network=network,
+    rules=rules,
+    gumbel=pick(gumbel),
+    invalid=jnp.zeros(candidates.shape, bool) if invalid is None else pick(invalid),
+    room=game.completion.shape[1] - game.length,
+    weights=weights,
+    delimiters=delimiters,
+    stop_when_found=stop_when_found,
+  )
+  if config.backend == "mctx":
+    tree, state = grow_stock(setting, tree, network.initial_state())
+    nodes = jnp.full(game.length.shape, config.num_simulations, jnp.int32)
+    forwards = positions = jnp.int32(config.num_simulations)
+  else:
+    growth = values.begin(tree, network.initial_state())
+    grow = {"none": values.grow, "exact": rounds.grow_exact, "lazy": rounds.grow_lazy}
+    growth = grow[config.parallel](setting, growth)
+    tree, state, nodes = growth.tree, growth.state, growth.size - 1
+    forwards, positions = growth.forwards, growth.positions
+  return _advice(game, setting, tree, state, nodes, forwards, positions)
+
+
+def _advice(game, setting: Search, tree: Tree, state, nodes, forwards, positions) -> SearchOutput:
+  config, gumbel = setting.config, setting.gumbel
+  candidates, logits = tree.candidates[:, 0], tree.prior_logits[:, 0]
+  children = tree.children[:, 0]
+  visits = jnp.where(children >= 0, at(tree.visits, jnp.maximum(children, 0)), 0)
+  if config.order == "puct":
+    score = jnp.log(visits) + gumbel
+    share = visits / jnp.maximum(jnp.sum(visits, axis=1, keepdims=True), 1)
+    mass = jnp.sum(jnp.exp(logits), axis=1, keepdims=True)
+    improved = jnp.concatenate([share * mass, 1.0 - mass], axis=1)
+  else:
+    improved, completed_q = improved_policies(tree, jnp.zeros_like(nodes), config)
+    most = jnp.max(visits, axis=-1, keepdims=True)
+    score = jnp.where(visits >= most, gumbel + logits + completed_q, -jnp.inf)
+  action = jnp.argmax(jnp.where(setting.invalid, -jnp.inf, score), axis=-1)
+  return SearchOutput(
+    token=jnp.take_along_axis(candidates, action[:, None], axis=1)[:, 0],
+    candidates=candidates,
+    weights=improved,
+    visit_counts=visits,
+    root_value=tree.value[:, 0],
+    found=find(game, tree, first_right(tree)),
+    tree=tree,
+    state=state,
+    nodes=nodes,
+    forwards=forwards,
+    positions=positions,
+  )
+
+
+def first_right(tree: Tree) -> jax.Array:
+  """[B] int32: the first terminal found right, 0 where there is none."""
+  return jnp.argmax(tree.right, axis=1).astype(jnp.int32)
+
+
+def find(game: Game, tree: Tree, node: jax.Array) -> Found:
+  """The completions that end at node [B]; 0: none."""
+  C = game.completion.shape[1]
+  depth, tokens = at(tree.depth, node), at(tree.token, at(tree.path, node))
+  index = jnp.arange(C) - game.length[:, None]
+  below = jnp.take_along_axis(tokens, jnp.clip(index, 0, tokens.shape[1] - 1), axis=1)
+  completion = jnp.where(index < 0, game.completion, below)
+  length = game.length + depth
+  inside = jnp.arange(C) < length[:, None]
+  return Found(found=node > 0, completion=jnp.where(inside, completion, 0), length=length)
+
+
+def improved_policies(
+  tree: Tree, node: jax.Array, config: TreeConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Gumbel MuZero's policy targets at node [B] or [B, W] (Danihelka et al. 2022, eq. 11).
+
+  Returns:
+    [..., A + 1] float32 that sum to 1, the last for all tokens that are no candidates; and
+    sigma(completed Q) of the candidates, [..., A].
+  """
+  seen = tree_lib.view(tree, node)
+  completed_q = jax.vmap(qtransform(config), in_axes=(0, None))(seen, 0)
+  logits = seen.children_prior_logits[:, 0]
+  rest_q = _transform(mixed_value(seen), seen, config)
+  weights = improved_policy(logits, completed_q, rest_q)
+  shape = (*node.shape, -1)
+  return weights.reshape(shape), completed_q.reshape(shape)
+
+
+def mixed_value(tree) -> jax.Array:
+  """v_mix of one-node trees (Danihelka et al. 2022, appendix D), [B] float32.
 
   The network's value and the visited candidates' Q, weighted by prior and visits: what the search
   believes of actions it never tried.
@@ -125,7 +195,7 @@ def mixed_value(tree: mctx.Tree) -> jax.Array:
 def improved_policy(
   candidate_logits: jax.Array, transformed_q: jax.Array, rest_q: jax.Array
 ) -> jax.Array:
-  """Gumbel MuZero's policy target with a bucket for the tokens that were no candidates (eq. 11).
+  """The improved policy with a bucket for the tokens that were no candidates (eq. 11).
 
   Args:
     candidate_logits: [B, A] float32 log-probabilities of the candidates over the whole vocabulary.
@@ -141,153 +211,8 @@ def improved_policy(
   return jax.nn.softmax(logits, axis=-1)
 
 
-def search(
-  game: Game,
-  network: Network,
-  config: MCTSConfig,
-  gumbel: jax.Array,
-  end_id: int,
-  verify: Verify | None,
-) -> SearchOutput:
-  """Searches from where every row of the game stands; pure, to be called inside jit.
-
-  Args:
-    gumbel: [B, V] float32 Gumbel noise (zeros: no exploration): it draws the root's candidates
-      without replacement and, the same numbers, drives sequential halving.
-    verify: the verdict on finished completions, where the search may verify inside; otherwise
-      None, and a terminal is worth what the value head says of it.
-  """
-  B, C = game.completion.shape
-  A, N = config.num_candidates, config.num_simulations
-  chex.assert_shape(gumbel, game.logits.shape)
-  _, candidates = jax.lax.top_k(game.logits + gumbel, A)
-  candidate_logits = jnp.take_along_axis(game.logits, candidates, axis=1)
-  root_gumbel = jnp.take_along_axis(gumbel, candidates, axis=1)
-  best_first = config.order == "best_first"
-  nothing = Found(
-    found=jnp.zeros(B, bool),
-    completion=jnp.zeros((B, C), jnp.int32),
-    length=jnp.zeros(B, jnp.int32),
-  )
-  cell: dict[str, Any] = {}
-
-  def loop_fn(lower, upper, body, tree_state):
-    def wrapped(simulation, carry):
-      tree_state, cell["network"], cell["found"] = carry
-      cell["simulation"] = simulation
-      if best_first:
-        rng, tree = tree_state
-        tree_state = rng, tree.replace(extra_data=_plan(tree))
-      tree_state = body(simulation, tree_state)
-      return tree_state, cell["network"], cell["found"]
-
-    carry = (tree_state, network.initial_state(), nothing)
-    tree_state, cell["network"], cell["found"] = jax.lax.fori_loop(lower, upper, wrapped, carry)
-    return tree_state
-
-  def recurrent_fn(_, rng, action, parent: Node):
-    del rng
-    token = jnp.take_along_axis(parent.candidates, action[:, None], axis=1)[:, 0]
-    child = parent.replace(
-      completion=append(parent.completion, parent.length, token),
-      length=jnp.minimum(parent.length + 1, C),
-      ancestors=parent.ancestors | (jnp.arange(N) == cell["simulation"]),
-    )
-    output, cell["network"] = network.evaluate(cell["network"], cell["simulation"], token, child)
-    logits, child_candidates = jax.lax.top_k(output.logits[:, 0], A)
-    logits -= jax.nn.logsumexp(output.logits[:, 0], axis=-1, keepdims=True)
-    value = jax.nn.sigmoid(output.value_logits[:, 0])
-    ended = ~parent.terminal & (token == end_id)
-    terminal = parent.terminal | ended | (child.length >= C)
-    if verify is None:
-      right = jnp.zeros(B, bool)
-      reward = jnp.zeros(B)
-      discount = jnp.ones(B)
-      value = jnp.where(parent.terminal, parent.value, value)
-    else:
-      right = jax.lax.cond(
-        jnp.any(ended),
-        lambda: ended & verify(child.completion, child.length),
-        lambda: jnp.zeros(B, bool),
-      )
-      reward = right.astype(jnp.float32)
-      discount = 1.0 - terminal
-      value = jnp.where(terminal, 0.0, value)
-      cell["found"] = _keep_first(cell["found"], right, child)
-    score = jnp.take_along_axis(parent.child_scores, action[:, None], axis=1)
-    child = child.replace(
-      child_scores=score + logits + config.depth_bonus,
-      candidates=child_candidates,
-      terminal=terminal,
-      right=right,
-      value=value,
-    )
-    out = mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=logits, value=value)
-    return out, child
-
-  root = mctx.RootFnOutput(
-    prior_logits=candidate_logits,
-    value=game.value,
-    embedding=Node(
-      completion=game.completion,
-      length=game.length,
-      ancestors=jnp.zeros((B, N), bool),
-      candidates=candidates,
-      terminal=jnp.zeros(B, bool),
-      right=jnp.zeros(B, bool),
-      value=game.value,
-      child_scores=candidate_logits + root_gumbel + config.depth_bonus,
-    ),
-  )
-  qtransform = functools.partial(
-    mctx.qtransform_completed_by_mix_value,
-    value_scale=config.value_scale,
-    maxvisit_init=config.maxvisit_init,
-    rescale_values=config.rescale_values,
-  )
-  if best_first:
-    root_selection = interior_selection = _follow_plan
-  else:
-    root_selection = functools.partial(
-      mctx.gumbel_muzero_root_action_selection,
-      num_simulations=N,
-      max_num_considered_actions=config.max_considered,
-      qtransform=qtransform,
-    )
-    interior_selection = functools.partial(
-      mctx.gumbel_muzero_interior_action_selection, qtransform=qtransform
-    )
-  tree = mctx.search(
-    params=None,
-    rng_key=jax.random.key(0),  # Gumbel search draws nothing after the root's noise
-    root=root,
-    recurrent_fn=recurrent_fn,
-    root_action_selection_fn=root_selection,
-    interior_action_selection_fn=interior_selection,
-    num_simulations=N,
-    extra_data=Plan(root_gumbel=root_gumbel, next_action=jnp.zeros((B, N + 1), jnp.int32)),
-    loop_fn=loop_fn,
-  )
-  completed_q = jax.vmap(qtransform, in_axes=(0, None))(tree, tree.ROOT_INDEX)
-  visits = tree.children_visits[:, 0]
-  most = 1 if best_first else jnp.max(visits, axis=-1, keepdims=True)
-  score = jnp.where(visits >= most, root_gumbel + candidate_logits + completed_q, -jnp.inf)
-  action = jnp.argmax(score, axis=-1)
-  rest_q = _transform(mixed_value(tree), tree, config)
-  return SearchOutput(
-    token=jnp.take_along_axis(candidates, action[:, None], axis=1)[:, 0],
-    candidates=candidates,
-    weights=improved_policy(candidate_logits, completed_q, rest_q),
-    visit_counts=visits,
-    root_value=tree.node_values[:, 0],
-    found=cell["found"],
-    tree=tree,
-    cache=cell["network"],
-  )
-
-
-def _transform(q: jax.Array, tree: mctx.Tree, config: MCTSConfig) -> jax.Array:
-  """sigma(q) of the root as mctx's completed-Q transform defines it; q [B]."""
+def _transform(q: jax.Array, tree, config: TreeConfig) -> jax.Array:
+  """sigma(q) of one-node trees as mctx's completed-Q transform defines it; q [B]."""
   visits = tree.children_visits[:, 0]
   if config.rescale_values:
     children = (
@@ -297,38 +222,3 @@ def _transform(q: jax.Array, tree: mctx.Tree, config: MCTSConfig) -> jax.Array:
     low, high = jnp.min(completed, -1), jnp.max(completed, -1)
     q = (q - low) / jnp.maximum(high - low, 1e-8)
   return (config.maxvisit_init + jnp.max(visits, -1)) * config.value_scale * q
-
-
-def _follow_plan(rng: jax.Array, tree: mctx.Tree, node: jax.Array, depth: Any = None) -> jax.Array:
-  """mctx's action selection at an unbatched node."""
-  del rng, depth
-  return tree.extra_data.next_action[node]
-
-
-def _plan(tree: mctx.Tree) -> Plan:
-  """The way from the root to the best unvisited candidate of any node."""
-  node = tree.embeddings
-  B, num_nodes, A = tree.children_index.shape
-  exists = (tree.node_visits > 0) & ~node.terminal
-  open_ = exists[..., None] & (tree.children_index == tree.UNVISITED)
-  best = jnp.argmax(jnp.where(open_, node.child_scores, -jnp.inf).reshape(B, -1), axis=-1)
-  leaf, action = best // A, best % A
-  rows = jnp.arange(B)
-  # Slot i holds node i + 1; each node on the path tells its parent which action leads there.
-  on_path = node.ancestors[rows, leaf]
-  parents = jnp.where(on_path, tree.parents[:, 1:], num_nodes)
-  next_action = jnp.zeros((B, num_nodes), jnp.int32)
-  next_action = next_action.at[rows[:, None], parents].set(
-    tree.action_from_parent[:, 1:], mode="drop"
-  )
-  next_action = next_action.at[rows, leaf].set(action)
-  return Plan(root_gumbel=tree.extra_data.root_gumbel, next_action=next_action)
-
-
-def _keep_first(found: Found, right: jax.Array, child: Node) -> Found:
-  new = right & ~found.found
-  return Found(
-    found=found.found | new,
-    completion=jnp.where(new[:, None], child.completion, found.completion),
-    length=jnp.where(new, child.length, found.length),
-  )

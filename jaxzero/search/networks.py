@@ -1,7 +1,7 @@
-"""How a tree's leaf gets its logits: one decoded position on a KV cache, or everything recomputed.
+"""How new nodes get their logits: decoded on the tree's KV cache, or everything recomputed.
 
-Both answer the same question for node `sim + 1` of every tree; the search does not know which one
-it runs on. `TreeCache` is the fast one; `Recompute` is its oracle.
+Both answer the same question for W new nodes of every tree; the search does not know which one it
+runs on. `TreeCache` is the fast one; `Recompute` is its oracle.
 """
 
 from __future__ import annotations
@@ -13,46 +13,74 @@ import jax.numpy as jnp
 
 from jaxzero.models.transformer import Block, Output, PolicyValueTransformer
 from jaxzero.search.game import Game, prefix_mask, prefix_slots
+from jaxzero.search.tree import Tree, at
 
 
 class Network(Protocol):
-  """Evaluates one new node per tree; `state` is carried through the simulation loop."""
+  """Evaluates new nodes; `state` is carried through the search's loops."""
 
   def initial_state(self) -> Any: ...
 
   def evaluate(
-    self, state: Any, simulation: jax.Array, token: jax.Array, node: Any
+    self, state: Any, tree: Tree, node: jax.Array, present: jax.Array
   ) -> tuple[Output, Any]:
-    """token [B] and the new node's fields -> Output of [B, 1, ...] and the new state."""
+    """Nodes [B, W] whose tokens and paths are written, where present [B, W] -> Output [B, W, ...].
+
+    Several nodes a tree (W > 1) are neighbours, and the same ones in every tree.
+    """
+    ...
 
 
 class TreeCache:
-  """One KV slot per node behind the prefix's slots; a node sees the prefix and its ancestors."""
+  """One KV slot per node behind the prefix's slots; a node sees the prefix and its ancestors.
+
+  One node a row looks at the slots of its own path, in the order of their positions, so its cost
+  does not grow with the tree. Several nodes a row share one read of the whole cache under a mask.
+  """
 
   def __init__(self, model: PolicyValueTransformer, layers: list[Block], game: Game):
     self.model, self.layers, self.game = model, layers, game
-    self.prefix_mask = prefix_mask(game)
 
   def initial_state(self):
     return self.game.cache
 
-  def evaluate(self, state, simulation, token, node):
-    position = self.game.prompt_length + node.length - 1
-    spare = self.game.cache[0][0].shape[2] - prefix_slots(self.game) - node.ancestors.shape[1]
-    unused = jnp.zeros((token.shape[0], spare), bool)
-    mask = jnp.concatenate([self.prefix_mask, node.ancestors, unused], axis=1)
-    return self.model.extend(
-      self.layers,
-      state,
-      token[:, None],
-      position[:, None],
-      jnp.int32(prefix_slots(self.game)) + simulation,
-      mask[:, None],
-    )
+  def evaluate(self, state, tree, node, present):
+    used = (self.game.prompt_length + self.game.length)[:, None]
+    depth, path = at(tree.depth, node), at(tree.path, node)
+    position = used + depth - 1
+    slot = prefix_slots(self.game) + node - 1
+    if node.shape[1] == 1:
+      view, mask = self._path_view(used, position, path[:, 0])
+      spare = state[0][0].shape[2] - 1
+      slot = jnp.where(present, slot, spare)[:, 0]
+    else:
+      view, mask = None, self._tree_mask(depth, path, tree.token.shape[1])
+      slot = slot[0, 0]
+    token = at(tree.token, node)
+    return self.model.extend(self.layers, state, token, position, slot, mask, view)
+
+  def _path_view(self, used, position, path):
+    """Slots [B, P + C] by position, and which of them the node sees [B, 1, P + C]."""
+    slots = prefix_slots(self.game)
+    index = jnp.arange(slots)
+    below = jnp.take_along_axis(path, jnp.clip(index - used, 0, path.shape[1] - 1), axis=1)
+    return jnp.where(index < used, index, slots + below - 1), (index <= position)[:, None]
+
+  def _tree_mask(self, depth, path, num_nodes):
+    """[B, W, slots] bool: the prefix and the path."""
+    B, W, D = path.shape
+    on_path = jnp.arange(D) < depth[..., None]
+    rows, lanes = jnp.arange(B)[:, None, None], jnp.arange(W)[:, None]
+    slot = jnp.where(on_path, path - 1, num_nodes)
+    nodes = jnp.zeros((B, W, num_nodes - 1), bool).at[rows, lanes, slot].set(True, mode="drop")
+    prefix = prefix_mask(self.game)
+    spare = self.game.cache[0][0].shape[2] - prefix.shape[1] - num_nodes + 1
+    prefix = jnp.broadcast_to(prefix[:, None], (B, W, prefix.shape[1]))
+    return jnp.concatenate([prefix, nodes, jnp.zeros((B, W, spare), bool)], axis=2)
 
 
 class Recompute:
-  """The oracle: prompt and completion of every leaf go through the model from the start."""
+  """The oracle: prompt and completion of every new node go through the model from the start."""
 
   def __init__(self, model: PolicyValueTransformer, game: Game):
     self.model, self.game = model, game
@@ -60,21 +88,27 @@ class Recompute:
   def initial_state(self):
     return ()
 
-  def evaluate(self, state, simulation, token, node):
+  def evaluate(self, state, tree, node, present):
     game = self.game
-    B, P = game.prompts.shape
-    length = P + node.completion.shape[1]
-    index = jnp.arange(length) - game.prompt_length[:, None]
-    completion = jnp.take_along_axis(
-      node.completion, jnp.clip(index, 0, node.completion.shape[1] - 1), axis=1
+    (B, width), slots = node.shape, prefix_slots(game)
+    used = game.prompt_length + game.length
+    depth, path = at(tree.depth, node), at(tree.path, node)
+    prefix = jnp.pad(game.prompts, ((0, 0), (0, game.completion.shape[1])))
+    index = jnp.arange(slots)
+    played = jnp.take_along_axis(
+      game.completion,
+      jnp.clip(index - game.prompt_length[:, None], 0, game.completion.shape[1] - 1),
+      axis=1,
     )
-    prompts = jnp.pad(game.prompts, ((0, 0), (0, node.completion.shape[1])))
-    tokens = jnp.where(index >= 0, completion, prompts)
-    positions = jnp.broadcast_to(jnp.arange(length), (B, length))
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (B, length, length))
+    prefix = jnp.where(index < game.prompt_length[:, None], prefix, played)
+    on_path = at(tree.token, path)
+    step = jnp.clip(index - used[:, None], 0, path.shape[2] - 1)[:, None]
+    below = jnp.take_along_axis(on_path, jnp.broadcast_to(step, (B, width, slots)), axis=2)
+    tokens = jnp.where(index < used[:, None, None], prefix[:, None], below).reshape(-1, slots)
+    positions = jnp.broadcast_to(index, tokens.shape)
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((slots, slots), bool)), (len(tokens), slots, slots))
     output = self.model(tokens, positions, mask)
-    last = (game.prompt_length + node.length - 1)[:, None]
-    return Output(
-      jnp.take_along_axis(output.logits, last[..., None], axis=1),
-      jnp.take_along_axis(output.value_logits, last, axis=1),
-    ), state
+    last = (used[:, None] + depth - 1).reshape(-1, 1)
+    logits = jnp.take_along_axis(output.logits, last[..., None], axis=1)
+    values = jnp.take_along_axis(output.value_logits, last, axis=1)
+    return Output(logits.reshape(B, width, -1), values.reshape(B, width)), state

@@ -1,4 +1,4 @@
-"""Whole episodes by tree search: forced tokens are played straight, forks are searched.
+"""Whole episodes, token by token: forced tokens are played straight, forks are searched by values.
 
 A fork is a position where the policy's most likely token has less than `fork_threshold` of the
 mass. Rows wait for each other at forks, then all of them are searched in one batch.
@@ -11,31 +11,34 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-import mctx
 
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Block, PolicyValueTransformer
 from jaxzero.search import game as game_lib
 from jaxzero.search import mcts
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.expand import Weights
 from jaxzero.search.game import Game
 from jaxzero.search.networks import TreeCache
+from jaxzero.search.rules import Unverified, Verified
+from jaxzero.search.tree import Tree
+from jaxzero.tasks.base import DeviceVerifier
 
 
 @dataclasses.dataclass(frozen=True)
 class PlayConfig:
   """How an episode is thought out."""
 
-  mcts: mcts.MCTSConfig = mcts.MCTSConfig()
-  fork_threshold: float = 0.95
-  """A token with at least this probability is played without a search; above 1: always search."""
+  tree: TreeConfig = TreeConfig()
   max_searches: int = 1
-  """Forks searched in an episode, from its start; at later ones a token is sampled."""
+  """Orders by values: forks searched in an episode, from its start; at later ones a token is
+  sampled."""
   max_tokens: int = 30
   """The longest completion; an episode that reaches it is truncated and counts as wrong."""
 
   def check(self, vocab_size: int | None) -> None:
     """Raises UserError for episodes that cannot be played; None: whatever the vocabulary."""
-    self.mcts.check(vocab_size)
+    self.tree.check(vocab_size)
     if self.max_tokens < 2:
       raise UserError(f"max_tokens={self.max_tokens} must be at least 2.")
 
@@ -57,11 +60,12 @@ class Played:
 
   completion: jax.Array  # [B, C] int32
   length: jax.Array  # [B] int32
-  finished: jax.Array  # [B] bool: the last token is the end token
+  finished: jax.Array  # [B] bool: it has ended, by the end token or lost
   right: jax.Array  # [B] bool: verdict of the episode as played
+  value: jax.Array  # [B] float32: P(right) by the value head at its last token
   found: mcts.Found  # a verified completion seen anywhere in the trees
   moves: Moves
-  trees: mctx.Tree  # of the first search of the first `keep_trees` rows
+  trees: Tree  # of the first search of the first `keep_trees` rows
   forward_tokens: jax.Array  # [B] int32: positions this row asked for, after the prompt
   positions: jax.Array  # [B] int32: positions put through the model for this row, idle ones too
 
@@ -77,7 +81,7 @@ class _State:
   searches: jax.Array  # [B] int32
   found: mcts.Found
   moves: Moves
-  trees: mctx.Tree
+  trees: Tree
   turn: jax.Array  # scalar int32
   positions: jax.Array  # scalar int32
 
@@ -87,13 +91,16 @@ def play(
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
+  judge: jax.Array,
   keys: jax.Array,
   budget: jax.Array,
   noise: jax.Array,
   temperature: jax.Array,
+  weights: Weights,
   config: PlayConfig,
+  verifier: DeviceVerifier,
   end_id: int,
-  verify_final: mcts.Verify,
+  delimiters: tuple[int, ...],
   verify_inside: bool,
   stop_when_found: bool,
   reserve: int = 0,
@@ -103,19 +110,21 @@ def play(
 
   Args:
     prompts: [B, P] int32, padded on the right; prompt_length: [B] int32, 0 for an empty row.
+    judge: [B, S] int32, the verifier's first state of each problem.
     keys: [B] typed PRNG keys, one per episode, consumed.
     budget: [B] int32 forward tokens after the prompt; a cap. A row that cannot afford a search
       and `reserve` tokens more plays on without searching.
     noise: [B] float32, the scale of a root's Gumbel noise: 1 explores, 0 takes what looks best.
     temperature: [B] float32, of tokens sampled at forks that are not searched; 0: the likeliest.
-    end_id: the end token.
-    verify_final: the verdict on finished completions.
-    verify_inside: whether the search may use the verdict at its terminals.
+    delimiters: tokens that end a run of forced tokens.
+    verify_inside: whether the search hears the verifier, and a game ends where it is lost.
     stop_when_found: a row ends as soon as its tree holds a verified terminal.
     keep_trees: how many rows' first trees to return.
   """
   B = prompts.shape[0]
-  N, A, C = config.mcts.num_simulations, config.mcts.num_candidates, config.max_tokens
+  A, C = config.tree.num_candidates, config.max_tokens
+  slots = mcts.tree_slots(config.tree)
+  rules = Verified(verifier, end_id) if verify_inside else Unverified(end_id)
   vocab_size = model.vocab_size
   chex.assert_shape([prompt_length, budget, noise, temperature, keys], (B,))
 
@@ -127,12 +136,12 @@ def play(
     searches: jax.Array,
   ):
     """Splits rows [B] into those that wait at a fork and those that play on without a search."""
-    fork = jnp.max(game.logits, axis=-1) < jnp.log(config.fork_threshold)
+    fork = jnp.max(game.logits, axis=-1) < jnp.log(config.tree.fork_threshold)
     perturbed = game.logits + temperature[:, None] * token_noise(game.length, 0)
     sampled = jnp.argmax(perturbed, axis=-1)
     token = jnp.where(fork, sampled, jnp.argmax(game.logits, axis=-1))
     alive = rows & ~finished & (game.length < C) & (tokens_left > 0)
-    affordable = (tokens_left >= N + 1 + reserve) & (searches < config.max_searches)
+    affordable = (tokens_left >= slots + 1 + reserve) & (searches < config.max_searches)
     waiting = alive & fork & affordable
     return token, alive & ~waiting, waiting
 
@@ -142,8 +151,11 @@ def play(
     return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(row_keys)
 
   def step(state: _State) -> _State:
-    game = game_lib.advance(model, layers, state.game, state.token, state.moving)
-    finished = state.finished | (state.moving & (state.token == end_id))
+    game = game_lib.advance(model, layers, state.game, state.token, state.moving, verifier)
+    ended = state.token == end_id
+    if verify_inside:
+      ended |= verifier.lost(game.judge)
+    finished = state.finished | (state.moving & ended)
     tokens_left = state.tokens_left - state.moving
     token, moving, waiting = decide(game, state.moving, finished, tokens_left, state.searches)
     return state.replace(
@@ -157,10 +169,19 @@ def play(
     )
 
   def think(game: Game) -> mcts.SearchOutput:
-    gumbel = token_noise(game.length, 1)
+    gumbel = token_noise(game.length, 1) * noise[:, None]
     network = TreeCache(model, layers, game)
-    verify = verify_final if verify_inside else None
-    return mcts.search(game, network, config.mcts, gumbel * noise[:, None], end_id, verify)
+    return mcts.search(
+      game,
+      network,
+      config.tree,
+      gumbel,
+      rules,
+      game.judge,
+      weights,
+      delimiters,
+      stop_when_found,
+    )
 
   def turn(state: _State) -> _State:
     state = jax.lax.while_loop(lambda s: jnp.any(s.moving), step, state)
@@ -173,11 +194,11 @@ def play(
     found = jax.tree.map(lambda a, b: jnp.where(_expand(new, a), a, b), out.found, state.found)
     stopped = found.found if stop_when_found else jnp.zeros(B, bool)
     return state.replace(
-      game=state.game.replace(cache=out.cache),
+      game=state.game.replace(cache=out.state),
       token=out.token,
       moving=waiting & ~stopped,
       waiting=jnp.zeros(B, bool),
-      tokens_left=state.tokens_left - N * waiting,
+      tokens_left=state.tokens_left - out.nodes * waiting,
       searches=state.searches + waiting,
       found=found,
       moves=_record(state.moves, state.game.length, waiting & ~stopped, out),
@@ -185,10 +206,10 @@ def play(
         lambda new, old: jnp.where(state.turn == 0, new[:keep_trees], old), out.tree, state.trees
       ),
       turn=state.turn + 1,
-      positions=state.positions + N,
+      positions=state.positions + out.positions,
     )
 
-  game = game_lib.start(model, layers, prompts, prompt_length, C, tree_slots=N)
+  game = game_lib.start(model, layers, prompts, prompt_length, judge, C, tree_slots=slots)
   nobody = jnp.zeros(B, bool)
   searches = jnp.zeros(B, jnp.int32)
   token, moving, waiting = decide(game, prompt_length > 0, nobody, budget, searches)
@@ -214,12 +235,12 @@ def play(
     positions=jnp.int32(0),
   )
   state = jax.lax.while_loop(lambda s: jnp.any(s.moving | s.waiting), turn, state)
-  right = state.finished & verify_final(state.game.completion, state.game.length)
   return Played(
     completion=state.game.completion,
     length=state.game.length,
     finished=state.finished,
-    right=right,
+    right=verifier.right(state.game.judge),
+    value=state.game.value,
     found=state.found,
     moves=state.moves,
     trees=state.trees,
@@ -233,19 +254,25 @@ def decode(
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
+  judge: jax.Array,
   keys: jax.Array,
   temperature: jax.Array,
+  verify_inside: jax.Array,
   max_tokens: int,
   end_id: int,
-  verify_final: mcts.Verify,
-) -> tuple[Game, jax.Array, jax.Array, jax.Array]:
+  verifier: DeviceVerifier,
+) -> tuple[Game, jax.Array, jax.Array]:
   """Plain decoding, greedy at temperature 0, to the end of every row.
 
+  Args:
+    judge: [B, S] int32, the verifier's first state of each problem.
+    verify_inside: scalar bool, whether a row ends where the verifier knows that it is lost.
+
   Returns:
-    the finished games, finished [B] bool, right [B] bool, and the scalar number of positions
-    that each row went through.
+    the finished games, finished [B] bool, and the scalar number of positions that each row went
+    through.
   """
-  game = game_lib.start(model, layers, prompts, prompt_length, max_tokens)
+  game = game_lib.start(model, layers, prompts, prompt_length, judge, max_tokens)
 
   def choose(game: Game) -> jax.Array:
     step_keys = jax.vmap(jax.random.fold_in)(keys, game.length)
@@ -255,14 +282,15 @@ def decode(
   def step(carry):
     game, moving, finished, steps = carry
     token = choose(game)
-    game = game_lib.advance(model, layers, game, token, moving)
-    finished = finished | (moving & (token == end_id))
+    game = game_lib.advance(model, layers, game, token, moving, verifier)
+    ended = (token == end_id) | (verify_inside & verifier.lost(game.judge))
+    finished = finished | (moving & ended)
     return game, moving & ~finished & (game.length < max_tokens), finished, steps + 1
 
   nobody = jnp.zeros(prompts.shape[0], bool)
   carry = (game, prompt_length > 0, nobody, jnp.int32(0))
   game, _, finished, steps = jax.lax.while_loop(lambda c: jnp.any(c[1]), step, carry)
-  return game, finished, finished & verify_final(game.completion, game.length), steps
+  return game, finished, steps
 
 
 def _expand(mask: jax.Array, like: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
 """Ways of thinking on a budget: `search(engine, params, problems, strategy, budget, seed)`.
 
 A budget is a cap on forward tokens per problem, the prompt not counted. Strategies that may verify
-inside (the task decides that from the problem alone) stop at the first verified answer and spend
-what is left of the budget on further tries; what they give then is their last one. A budget too
-small for a tree search and an answer is spent by `mcts` on decoding alone, first greedily.
+inside (the task decides that from the problem alone) stop at the first verified answer, and give up
+a line of thought where the verifier, reading along, knows that it is lost. Without a verifier they
+spend the whole budget, and of what they finished they give what the value head likes best.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import numpy as np
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
+from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
+from jaxzero.search.mcts import tree_slots
 from jaxzero.search.play import PlayConfig
+from jaxzero.search.pool import think
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import parse_completion
 
-STRATEGIES = ("greedy", "sample", "best_of_n", "mcts")
+DECODED = ("greedy", "sample", "best_of_n")
+STRATEGIES = (*DECODED, "shared_samples", "without_replacement", "best_first", "mcts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,9 @@ def search(
   budget: int,
   seed: int = 0,
   play: PlayConfig | None = None,
-  batch_size: int = 256,
+  batch_size: int = 128,
+  temperature: float = 1.0,
+  verify_inside: bool | None = None,
 ) -> list[SearchResult]:
   """Answers problems by one strategy, all batched and jitted.
 
@@ -54,7 +60,9 @@ def search(
     strategy: one of STRATEGIES.
     budget: forward tokens per problem, at least 1; `greedy` and `sample` make one try with it.
     seed: every problem's key folds in its index and the try's.
-    play: the tree search's settings, for `mcts`.
+    play: the tree search's settings.
+    temperature: of the policy that is sampled or followed; `greedy` is at 0 whatever it is.
+    verify_inside: whether the search hears the verifier; default: where the task allows it.
 
   Raises:
     UserError: an unknown strategy, an empty budget, a seed beyond 31 bits, or verifying inside
@@ -66,17 +74,90 @@ def search(
     raise UserError(f"budget={budget} forward tokens per problem must lie in 1..1000000.")
   if not 0 <= seed < 2**31:
     raise UserError(f"seed={seed} must lie in 0..{2**31 - 1}.")
-  inside = engine.task.self_checkable
-  if strategy == "best_of_n" and not inside:
+  if not 0.0 < temperature <= 100.0:
+    raise UserError(f"temperature={temperature} must lie above 0 and at most at 100.")
+  allowed = engine.task.self_checkable
+  if verify_inside and not allowed:
     raise UserError(
-      f"best_of_n picks by the verifier, but task {engine.task.name!r} decides by an answer key; "
-      "use mcts or sample."
+      f"task {engine.task.name!r} decides by an answer key, which no search may see; leave "
+      "verify_inside off."
     )
+  inside = (allowed if verify_inside is None else verify_inside) and strategy not in (
+    "greedy",
+    "sample",
+  )
+  if not problems:
+    return []
   play = play or PlayConfig(max_tokens=engine.max_tokens)
-  return _Thinker(engine, params, strategy, play, problems, budget).run(seed, batch_size)
+  tree = play.tree if strategy == "mcts" else dataclasses.replace(play.tree, order=strategy)
+  if strategy in DECODED or tree.order not in PATH_ORDERS:
+    thinker = _Tries(engine, params, strategy, play, problems, budget, temperature, inside)
+    return thinker.run(seed, batch_size)
+  return _one_tree(
+    engine, params, problems, strategy, tree, budget, seed, batch_size, temperature, inside
+  )
 
 
-class _Thinker:
+def _one_tree(
+  engine: Engine,
+  params: Params,
+  problems: Sequence[Problem],
+  strategy: str,
+  tree: TreeConfig,
+  budget: int,
+  seed: int,
+  batch_size: int,
+  temperature: float,
+  inside: bool,
+) -> list[SearchResult]:
+  """Grows one tree a problem with all of the budget."""
+  count = len(problems)
+  # Few sizes of tree, so that budgets share compiled functions; the limit is the budget's own.
+  capacity = max(64, 1 << (budget - 1).bit_length())
+  config = dataclasses.replace(tree, num_simulations=capacity, num_nodes=0)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(count))
+  # Sampling is noise from the root down; the other orders take what looks best.
+  noise = 1.0 if tree.order == "without_replacement" else 0.0
+  with bar(f"{strategy}, budget {budget}", count, "problems") as progress:
+    thinking = think(
+      engine,
+      params,
+      problems,
+      keys,
+      budget,
+      config,
+      inside,
+      noise,
+      temperature,
+      batch_size,
+      progress=progress.advance,
+    )
+  out = thinking.insight
+  flops = engine.flops(thinking.positions) / count
+  results = []
+  for i, problem in enumerate(problems):
+    source = out.answer if out.answer.found[i] else out.played
+    right = out.answer_right[i] if out.answer.found[i] else out.played_right[i]
+    tokens = source.completion[i, : source.length[i]].tolist()
+    results.append(_result(engine, problem, tokens, right, out.forward_tokens[i], flops))
+  return results
+
+
+def _result(
+  engine: Engine, problem: Problem, tokens: Sequence[int], right: Any, spent: Any, flops: float
+) -> SearchResult:
+  completion, finished = parse_completion(engine.tokenizer, tokens)
+  return SearchResult(
+    problem=problem,
+    tokens=tuple(tokens),
+    answer=completion.answer if finished else None,
+    right=bool(right),
+    forward_tokens=int(spent),
+    flops=float(flops),
+  )
+
+
+class _Tries:
   """Tries again what is neither solved nor out of budget, in batches of one shape."""
 
   def __init__(
@@ -87,15 +168,18 @@ class _Thinker:
     play: PlayConfig,
     problems: Sequence[Problem],
     budget: int,
+    temperature: float,
+    inside: bool,
   ):
     self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
-    self.tree_slots = play.mcts.num_simulations if strategy == "mcts" else 0
-    self.inside = engine.task.self_checkable and strategy in ("best_of_n", "mcts")
     self.problems, self.budget = problems, budget
+    self.temperature, self.inside = temperature, inside
+    self.once = strategy in ("greedy", "sample")
     count = len(problems)
     self.left = np.full(count, budget, np.int32)
     self.flops = np.zeros(count)
     self.right = np.zeros(count, bool)
+    self.value = np.full(count, -1.0)
     self.tokens: list[tuple[int, ...]] = [()] * count
 
   def run(self, seed: int, batch_size: int) -> list[SearchResult]:
@@ -110,21 +194,21 @@ class _Thinker:
           progress.advance(len(index) - int(self._goes_on(index).sum()))
         open_problems = open_problems[self._goes_on(open_problems)]
         attempt += 1
-    return [self._result(i) for i in range(count)]
-
-  def _result(self, i: int) -> SearchResult:
-    completion, finished = parse_completion(self.engine.tokenizer, self.tokens[i])
-    return SearchResult(
-      problem=self.problems[i],
-      tokens=self.tokens[i],
-      answer=completion.answer if finished else None,
-      right=bool(self.right[i]),
-      forward_tokens=int(self.budget - self.left[i]),
-      flops=float(self.flops[i]),
-    )
+    return [
+      _result(
+        self.engine,
+        problem,
+        self.tokens[i],
+        self.right[i],
+        self.budget - self.left[i],
+        self.flops[i],
+      )
+      for i, problem in enumerate(self.problems)
+    ]
 
   def _goes_on(self, index: np.ndarray) -> np.ndarray:
-    return self.inside & ~self.right[index] & (self.left[index] > 0)
+    solved = self.right[index] & self.inside
+    return (not self.once) & ~solved & (self.left[index] > 0)
 
   def _try_batch(self, index: np.ndarray, key: jax.Array, attempt: int, rows: int) -> None:
     """One more try at the problems of these numbers, at most `rows`."""
@@ -134,24 +218,28 @@ class _Thinker:
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     out = self._try(batch, keys, budget, attempt)
     for row, i in enumerate(index):
-      self.tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
-    self.right[index] = out["right"][: len(index)]
+      # Without a verdict the value head picks; what was cut off never replaces what ended.
+      if self.inside or out["value"][row] > self.value[i]:
+        self.tokens[i] = tuple(out["completion"][row, : out["length"][row]].tolist())
+        self.right[i], self.value[i] = out["right"][row], out["value"][row]
     self.left[index] -= out["forward_tokens"][: len(index)]
     positions = float(out["positions"].sum()) + rows * self.engine.max_prompt
-    self.flops[index] += self.engine.flops(positions, self.tree_slots) / len(index)
+    slots = 0 if self.strategy in DECODED else tree_slots(self.play.tree)
+    self.flops[index] += self.engine.flops(positions, slots) / len(index)
 
   def _try(
     self, batch: dict[str, np.ndarray], keys: jax.Array, budget: np.ndarray, attempt: int
   ) -> dict[str, np.ndarray]:
-    if self.strategy != "mcts":
-      temperature = 0.0 if self.strategy == "greedy" else 1.0
-      out = self.engine.decode(self.params, batch, keys, temperature)
+    if self.strategy in DECODED:
+      temperature = 0.0 if self.strategy == "greedy" else self.temperature
+      out = self.engine.decode(self.params, batch, keys, temperature, self.inside)
       # The cap: an episode longer than what is left was cut there.
       cut = out["length"] > budget
       return {
         "completion": out["completion"],
         "length": np.minimum(out["length"], budget),
         "right": out["right"] & ~cut,
+        "value": np.where(cut | ~out["finished"], -0.5, out["value"]),
         "forward_tokens": np.minimum(out["length"], budget),
         "positions": out["positions"],
       }
@@ -173,6 +261,7 @@ class _Thinker:
       "completion": np.where(found[:, None], played.found.completion, played.completion),
       "length": np.where(found, played.found.length, played.length),
       "right": found | played.right,
+      "value": np.where(played.finished, played.value, -0.5),
       "forward_tokens": played.forward_tokens,
       "positions": played.positions,
     }

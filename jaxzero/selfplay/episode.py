@@ -1,7 +1,7 @@
-"""The record of one self-played game: what was played, what the search advised, who won.
+"""The record of one self-played game: what was played, who won, what the search found and advised.
 
-Stored as msgpack, byte for byte the same for the same episode. P prompt tokens, T moves (tokens
-of the completion), A candidates a searched move, H tokens of a harvested completion.
+Stored as msgpack, byte for byte the same for the same episode. P prompt tokens, T tokens of the
+completion as played, H tokens of the harvested one, A candidates a move.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxzero.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,17 +26,18 @@ class Episode:
   problem_id: str
   prompt: str
   prompt_tokens: np.ndarray  # [P] int32
-  tokens: np.ndarray  # [T] int32: the completion as played
-  searched: np.ndarray  # [T] bool: by search, or straight from the policy
-  candidates: np.ndarray  # [T, A] int32: tokens offered at a move, -1 where not searched
-  weights: np.ndarray  # [T, A + 1] float32: improved policy, last the rest of the vocabulary
-  root_values: np.ndarray  # [T] float32: P(right) by search, 0 where not searched
-  visit_counts: np.ndarray  # [T, A] int32
+  tokens: np.ndarray  # [T] int32: the completion as played; it stops where it is known to be lost
+  harvested: np.ndarray  # [H] int32: a verified completion found by the search; empty if none
+  candidates: np.ndarray  # [H, A] int32: tokens offered at the harvested completion's moves
+  weights: np.ndarray  # [H, A + 1] float32: improved policy, last the rest of the vocabulary
+  values: np.ndarray  # [H] float32: P(right) by the tree before each move
+  visit_counts: np.ndarray  # [H, A] int32
   right: bool
   """The verdict of the game as played."""
   truncated: bool
   """It reached the length limit without an end token."""
-  harvested: np.ndarray  # [H] int32: a verified completion found in a tree; empty if none
+  forward_tokens: int
+  """What the search cost, the prompt not counted."""
   model_step: int
   """The training step of the parameters that played."""
   search: dict[str, Any]
@@ -49,12 +50,11 @@ class Episode:
 _ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
   "prompt_tokens": (np.int32, ("P",)),
   "tokens": (np.int32, ("T",)),
-  "searched": (np.bool_, ("T",)),
-  "candidates": (np.int32, ("T", "A")),
-  "weights": (np.float32, ("T", "A1")),
-  "root_values": (np.float32, ("T",)),
-  "visit_counts": (np.int32, ("T", "A")),
   "harvested": (np.int32, ("H",)),
+  "candidates": (np.int32, ("H", "A")),
+  "weights": (np.float32, ("H", "A1")),
+  "values": (np.float32, ("H",)),
+  "visit_counts": (np.int32, ("H", "A")),
 }
 _SCALARS: dict[str, type] = {
   "episode_id": str,
@@ -62,6 +62,7 @@ _SCALARS: dict[str, type] = {
   "prompt": str,
   "right": bool,
   "truncated": bool,
+  "forward_tokens": int,
   "model_step": int,
 }
 _FIELDS = {"schema_version", "search", "tree", *_ARRAYS, *_SCALARS}
@@ -130,28 +131,26 @@ def validate(episode: Episode, vocab_size: int) -> None:
   """Checks what must hold of every episode before it is learned from.
 
   Raises:
-    UserError: sizes disagree; an id is outside the vocabulary; the candidates of a searched move
-      repeat; its weights are negative, not finite or do not sum to 1 within 1e-3; an unsearched
-      move has candidates, weights or visits; visits are negative; a value is outside [0, 1].
+    UserError: sizes disagree; an id is outside the vocabulary; the candidates of a move repeat; its
+      weights are negative, not finite or do not sum to 1 within 1e-3; visits are negative; a value
+      is outside [0, 1]; a game that was won is not what was harvested.
   """
   where = f"the episode {episode.episode_id}"
   _check_sizes(episode, where)
-  searched = episode.searched
   for name in ("prompt_tokens", "tokens", "harvested"):
     _check_ids(name, getattr(episode, name), vocab_size, where)
-  _check_ids("candidates", episode.candidates[searched], vocab_size, where)
+  _check_ids("candidates", episode.candidates, vocab_size, where)
   ordered = np.sort(episode.candidates, axis=1)
-  _reject(searched & (ordered[:, 1:] == ordered[:, :-1]).any(1), "candidates repeat", where)
-  _reject(~searched & (episode.candidates != -1).any(1), "unsearched but has candidates", where)
-  _reject(~searched & (episode.weights != 0).any(1), "unsearched but has weights", where)
-  _reject(~searched & (episode.visit_counts != 0).any(1), "unsearched but has visits", where)
+  _reject((ordered[:, 1:] == ordered[:, :-1]).any(1), "candidates repeat", where)
   _reject((episode.visit_counts < 0).any(1), "visit_counts are negative", where)
   _reject(~np.isfinite(episode.weights).all(1), "weights are not finite", where)
   _reject((episode.weights < 0).any(1), "weights are negative", where)
   total = episode.weights.sum(1, dtype=np.float64)
-  _reject(searched & (abs(total - 1) > 1e-3), "weights do not sum to 1", where)
-  values = episode.root_values
-  _reject(~((values >= -1e-3) & (values <= 1 + 1e-3)), "root_values is outside [0, 1]", where)
+  _reject((abs(total - 1) > 1e-3), "weights do not sum to 1", where)
+  values = episode.values
+  _reject(~((values >= -1e-3) & (values <= 1 + 1e-3)), "values is outside [0, 1]", where)
+  if episode.right and not np.array_equal(episode.tokens, episode.harvested):
+    raise UserError(f"{where}: it was won, but its tokens are not the harvested ones.")
 
 
 def _check_sizes(episode: Episode, where: str) -> None:

@@ -1,4 +1,4 @@
-"""One round of self-play: batches of episodes by tree search on problems without solutions."""
+"""One round of self-play: a tree a problem, on problems without solutions."""
 
 from __future__ import annotations
 
@@ -11,34 +11,42 @@ import numpy as np
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
+from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
-from jaxzero.search.mcts import MCTSConfig
 from jaxzero.search.play import PlayConfig
-from jaxzero.search.tree import to_dict
+from jaxzero.search.pool import Thinking, think
+from jaxzero.search.record import to_dict
 from jaxzero.selfplay.episode import Episode
+from jaxzero.tasks.base import Problem
+from jaxzero.tasks.transcript import encode_prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfPlayConfig:
-  play: PlayConfig = PlayConfig(mcts=MCTSConfig(num_simulations=96, order="best_first"))
+  play: PlayConfig = PlayConfig(tree=TreeConfig(order="without_replacement", num_simulations=96))
   noise: float = 1.0
-  """Scale of the Gumbel noise at searched roots."""
+  """Scale of the Gumbel noise at the roots."""
   temperature: float = 1.0
-  """Of tokens sampled at forks that are not searched."""
+  """Of the policy that is played."""
   episodes_per_round: int = 512
-  batch_size: int = 256
-  keep_trees: int = 1
-  """Episodes a batch whose first search tree is stored whole."""
+  batch_size: int = 128
+  keep_trees: int = 2
+  """Episodes a round whose search tree is stored whole."""
 
   def check(self) -> None:
-    if (
-      self.batch_size < 1
-      or self.episodes_per_round < 1
-      or self.episodes_per_round % self.batch_size
-    ):
+    if self.batch_size < 1 or self.episodes_per_round < 1:
       raise UserError(
-        f"episodes_per_round={self.episodes_per_round} must be a multiple of "
-        f"batch_size={self.batch_size}."
+        f"episodes_per_round={self.episodes_per_round} and batch_size={self.batch_size} must be at "
+        "least 1."
+      )
+    if not 0 <= self.keep_trees <= self.episodes_per_round:
+      raise UserError(
+        f"keep_trees={self.keep_trees} must lie in 0..episodes_per_round={self.episodes_per_round}."
+      )
+    if self.play.tree.order not in PATH_ORDERS:
+      raise UserError(
+        f"self-play grows one tree a problem; order={self.play.tree.order} cannot: use one of "
+        f"{', '.join(PATH_ORDERS)}."
       )
 
 
@@ -47,80 +55,81 @@ def play_round(
 ) -> tuple[list[Episode], dict[str, float]]:
   """Plays one round's episodes.
 
-  Problem and noise of an episode are a pure function of (seed, round, its number).
+  The first completion of a tree is the game as played: with order `without_replacement` a sample of
+  the policy. The search goes on where that game is lost, until it has found a right completion or
+  spent its nodes. Problem and noise of an episode are a pure function of (seed, round, its number).
 
   Returns:
-    the episodes, and counts: forward_tokens, positions (idle ones too), flops.
+    the episodes, and counts: forward_tokens, positions (idle ones too), flops, occupancy.
   """
   config.check()
-  episodes: list[Episode] = []
-  cost = {"forward_tokens": 0.0, "positions": 0.0}
+  count = config.episodes_per_round
+  numbers = np.arange(count)
+  problems = [engine.task.problem("train", seed, round * count + int(i)) for i in numbers]
   round_key = jax.random.fold_in(jax.random.key(seed), round)
-  with bar(f"self-play {round}", total=config.episodes_per_round, unit="episodes") as progress:
-    for begin in range(0, config.episodes_per_round, config.batch_size):
-      numbers = np.arange(begin, begin + config.batch_size)
-      first = round * config.episodes_per_round
-      problems = [engine.task.problem("train", seed, first + int(i)) for i in numbers]
-      batch = engine.encode(problems, engine.rows(config.batch_size))
-      rows = batch["prompts"].shape[0]
-      keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, begin + np.arange(rows))
-      played = engine.play(
-        params,
-        batch,
-        keys,
-        np.full(rows, np.iinfo(np.int32).max, np.int32),
-        config.noise,
-        config.temperature,
-        config.play,
-        verify_inside=True,
-        stop_when_found=False,
-        keep_trees=config.keep_trees,
-      )
-      for row, problem in enumerate(problems):
-        episode_id = f"{seed}-{round}-{begin + row}"
-        episodes.append(
-          _episode(engine, config, played, batch, row, problem, episode_id, model_step)
-        )
-      cost["forward_tokens"] += float(played.forward_tokens[: len(problems)].sum())
-      cost["positions"] += float(played.positions.sum()) + rows * engine.max_prompt
-      progress.advance(len(problems))
-  slots = config.play.mcts.num_simulations
-  return episodes, {**cost, "flops": engine.flops(cost["positions"], slots)}
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, numbers)
+  with bar(f"self-play {round}", total=count, unit="episodes") as progress:
+    thinking = think(
+      engine,
+      params,
+      problems,
+      keys,
+      config.play.tree.capacity,
+      config.play.tree,
+      True,
+      config.noise,
+      config.temperature,
+      config.batch_size,
+      config.keep_trees,
+      progress.advance,
+    )
+  episodes = [
+    _episode(engine, config, thinking, i, problem, f"{seed}-{round}-{i}", model_step)
+    for i, problem in enumerate(problems)
+  ]
+  return episodes, {
+    "forward_tokens": float(thinking.insight.forward_tokens.sum()),
+    "positions": thinking.positions,
+    "flops": engine.flops(thinking.positions),
+    "occupancy": thinking.occupancy,
+  }
 
 
 def _episode(
   engine: Engine,
   config: SelfPlayConfig,
-  played: Any,
-  batch: dict[str, np.ndarray],
-  row: int,
-  problem: Any,
+  thinking: Thinking,
+  i: int,
+  problem: Problem,
   episode_id: str,
   model_step: int,
 ) -> Episode:
-  length = int(played.length[row])
-  moves = jax.tree.map(lambda x: x[row, :length], played.moves)
+  out: Any = thinking.insight  # numpy
+  played, answer = out.played, out.answer
+  length, found = int(played.length[i]), bool(answer.found[i])
+  tokens = played.completion[i, :length]
+  moves = int(answer.length[i]) if found else 0
+  # A game that was lost because it was known to be is over; one that ran out of room is not.
+  full = length == engine.max_tokens and tokens[-1] != engine.tokenizer.end_id
   tree = None
-  if row < config.keep_trees and moves.searched.any():
-    first = int(np.argmax(moves.searched))
-    tree = to_dict(
-      played.trees, row, engine.tokenizer, problem.prompt, int(played.completion[row, first])
-    )
-  found_length = int(played.found.length[row]) if played.found.found[row] else 0
+  if i < len(thinking.trees):
+    chosen = int(answer.completion[i, 0] if found else tokens[0])
+    prompt = problem.prompt
+    tree = to_dict(thinking.trees[i], [], engine.tokenizer, prompt, chosen)
   return Episode(
     episode_id=episode_id,
     problem_id=problem.id,
     prompt=problem.prompt,
-    prompt_tokens=batch["prompts"][row, : batch["prompt_length"][row]],
-    tokens=played.completion[row, :length],
-    searched=moves.searched,
-    candidates=moves.candidates,
-    weights=moves.weights,
-    root_values=moves.root_values,
-    visit_counts=moves.visit_counts,
-    right=bool(played.right[row]),
-    truncated=not bool(played.finished[row]),
-    harvested=played.found.completion[row, :found_length],
+    prompt_tokens=np.asarray(encode_prompt(engine.tokenizer, problem), np.int32),
+    tokens=tokens,
+    right=bool(out.played_right[i]),
+    truncated=bool(out.ends[i] == 0 or full),
+    harvested=answer.completion[i, :moves],
+    candidates=out.candidates[i, :moves],
+    weights=out.weights[i, :moves],
+    values=out.values[i, :moves],
+    visit_counts=out.visit_counts[i, :moves],
+    forward_tokens=int(out.forward_tokens[i]),
     model_step=model_step,
     search=dataclasses.asdict(config.play),
     tree=tree,

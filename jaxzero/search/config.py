@@ -1,0 +1,117 @@
+"""The tree search's settings, one class for every order in which leaves are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxzero.errors import UserError
+
+VALUE_ORDERS = ("gumbel", "puct")
+PATH_ORDERS = ("guided", "best_first", "without_replacement", "shared_samples")
+ORDERS = (*VALUE_ORDERS, *PATH_ORDERS)
+PARALLEL = ("none", "exact", "lazy")
+BACKENDS = ("own", "mctx")
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeConfig:
+  """One tree search from one position.
+
+  Orders that back up values (AlphaZero's) take `num_simulations` from the root; orders that follow
+  paths grow one node a simulation wherever the best open edge of the whole tree is.
+  """
+
+  order: str = "guided"
+  """Which leaf comes next. By values: `gumbel` (sequential halving at the root, Gumbel MuZero's
+  rule below it) or `puct`. By paths: `best_first` (log-probability of the path plus `depth_bonus`
+  a token), `guided` (the same plus what value head and verdicts say of the parent),
+  `without_replacement` (samples of the policy, none twice), `shared_samples` (independent samples
+  that share their prefixes)."""
+  num_simulations: int = 96
+  num_nodes: int = 0
+  """Nodes (tokens) that a tree may hold; 0: as many as simulations."""
+  num_candidates: int = 16
+  """A: tokens offered at each node."""
+  max_considered: int = 16
+  """gumbel: candidates that sequential halving starts with at the root."""
+  value_scale: float = 0.1
+  maxvisit_init: float = 50.0
+  rescale_values: bool = False
+  depth_bonus: float = 0.1
+  """best_first, guided: how much a token's log-probability may fall short of 0 for free."""
+  value_weight: float = 0.0
+  """guided: weight of the parent's log P(right) by the value head."""
+  failure_weight: float = 0.0
+  """guided: weight of -log(1 + wrong ends below the parent)."""
+  max_run: int = 1
+  """gumbel, puct: tokens of one edge. A run goes on while its token is forced, up to the next fork
+  or delimiter."""
+  fork_threshold: float = 0.95
+  """A token with at least this probability is forced: it is played without a search."""
+  rollout: bool = False
+  """gumbel, puct: a simulation dives along the policy to the end; its tokens stay in the tree."""
+  rollout_weight: float = 1.0
+  """With `rollout`: share of the dive's outcome in the leaf's value, beside the value head's."""
+  parallel: str = "none"
+  """gumbel: how a pass of sequential halving is evaluated: `none` (a leaf at a time), `exact` or
+  `lazy` (all leaves of a pass in one forward; the same tree)."""
+  backend: str = "own"
+  """`own`, or `mctx`: the stock loop, where it can do the same."""
+
+  def weights(self, temperature: float = 1.0) -> dict[str, float]:
+    """What may change without compiling anew."""
+    names = ("depth_bonus", "value_weight", "failure_weight", "rollout_weight")
+    return {"temperature": temperature, **{name: getattr(self, name) for name in names}}
+
+  def static(self) -> TreeConfig:
+    """The config with all of `weights` at their defaults: equal ones share compiled functions."""
+    fresh = TreeConfig()
+    return dataclasses.replace(
+      self,
+      depth_bonus=fresh.depth_bonus,
+      value_weight=fresh.value_weight,
+      failure_weight=fresh.failure_weight,
+      rollout_weight=fresh.rollout_weight,
+    )
+
+  @property
+  def capacity(self) -> int:
+    """Nodes that a tree may hold, the root not counted."""
+    return self.num_nodes or self.num_simulations
+
+  def check(self, vocab_size: int | None) -> None:
+    """Raises UserError for a search that cannot run; None: whatever the vocabulary."""
+    for name, choices in (("order", ORDERS), ("parallel", PARALLEL), ("backend", BACKENDS)):
+      if getattr(self, name) not in choices:
+        raise UserError(f"{name}={getattr(self, name)!r} is unknown; use {', '.join(choices)}.")
+    if self.num_candidates < 2 or (vocab_size and self.num_candidates > vocab_size):
+      raise UserError(
+        f"num_candidates={self.num_candidates} must be at least 2 and at most the vocabulary's "
+        f"{vocab_size or 'size'}."
+      )
+    if not 1 <= self.max_considered <= self.num_candidates and self.order == "gumbel":
+      raise UserError(
+        f"max_considered={self.max_considered} must lie between 1 and "
+        f"num_candidates={self.num_candidates}."
+      )
+    if not 1 <= self.num_simulations <= 65_536:
+      raise UserError(f"num_simulations={self.num_simulations} must lie between 1 and 65536.")
+    if self.num_nodes and self.num_nodes < 2:
+      raise UserError(f"num_nodes={self.num_nodes} must be 0 (as many as simulations) or over 1.")
+    if self.max_run < 1:
+      raise UserError(f"max_run={self.max_run} must be at least 1.")
+    if not 0.0 <= self.rollout_weight <= 1.0:
+      raise UserError(f"rollout_weight={self.rollout_weight} must lie between 0 and 1.")
+    plain = self.max_run == 1 and not self.rollout
+    if self.order in PATH_ORDERS and not plain:
+      raise UserError(f"order={self.order} makes its own runs; leave max_run=1 and rollout off.")
+    if self.parallel != "none" and (self.order != "gumbel" or not plain):
+      raise UserError(
+        f"parallel={self.parallel} is made for order=gumbel, max_run=1 and no rollout; set "
+        "parallel=none."
+      )
+    if self.backend == "mctx" and not (plain and self.order in VALUE_ORDERS):
+      raise UserError(
+        "backend=mctx searches in orders gumbel and puct with max_run=1 and no rollout; use "
+        "backend=own."
+      )

@@ -1,0 +1,84 @@
+"""Games that are tables: exact, instant, and hard on a search that is not quite right."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxzero.models.transformer import Output
+from jaxzero.search.expand import Weights
+from jaxzero.search.game import Game
+from jaxzero.search.rules import Ruling
+from jaxzero.search.tree import at
+
+
+@chex.dataclass(frozen=True)
+class Table:
+  """A network that is a table: what follows depends on depth and last token alone."""
+
+  logits: jax.Array  # [D, V, V]
+  values: jax.Array  # [D, V], logits of P(right)
+
+  def initial_state(self):
+    return ()
+
+  def evaluate(self, state, tree, node, present):
+    depth, token = at(tree.depth, node) - 1, at(tree.token, node)
+    depth = depth % self.logits.shape[0]
+    return Output(self.logits[depth, token], self.values[depth, token]), state
+
+
+@chex.dataclass(frozen=True)
+class TableRules:
+  """Rewards, discounts and ends by depth and token; the state is the depth."""
+
+  rewards: jax.Array  # [D, V]
+  discounts: jax.Array  # [D, V]
+  ends: jax.Array  # [D, V] bool
+  discounted = True
+
+  def play(self, judge, token, room):
+    depth = judge[..., 0] % self.rewards.shape[0]
+    terminal = self.ends[depth, token] | (room <= 1)
+    reward = self.rewards[depth, token]
+    return Ruling(
+      judge=judge + 1,
+      terminal=terminal,
+      right=terminal & (reward > 1.0),
+      reward=reward,
+      discount=jnp.where(terminal, 0.0, self.discounts[depth, token]),
+    )
+
+
+def table(key, V, D=3, scale=2.0):
+  a, b = jax.random.split(key)
+  return Table(logits=scale * jax.random.normal(a, (D, V, V)), values=jax.random.normal(b, (D, V)))
+
+
+def table_rules(key, V, D=3, ends=0.1, rewarded=True):
+  a, b, c = jax.random.split(key, 3)
+  return TableRules(
+    rewards=jax.random.normal(a, (D, V)) * rewarded,
+    discounts=jax.random.uniform(b, (D, V), minval=0.5, maxval=1.0)
+    if rewarded
+    else jnp.ones((D, V)),
+    ends=jax.random.uniform(c, (D, V)) < ends,
+  )
+
+
+def bare_game(key, V, C, rows):
+  return Game(
+    prompts=jnp.zeros((rows, 1), jnp.int32),
+    prompt_length=jnp.ones(rows, jnp.int32),
+    completion=jnp.zeros((rows, C), jnp.int32),
+    length=jnp.zeros(rows, jnp.int32),
+    logits=jax.nn.log_softmax(2.0 * jax.random.normal(key, (rows, V))),
+    value=jax.random.uniform(key, (rows,)),
+    cache=(),
+  )
+
+
+def weights(**changes):
+  values = dict(
+    temperature=1.0, depth_bonus=0.1, value_weight=0.0, failure_weight=0.0, rollout_weight=1.0
+  )
+  return Weights(**{name: jnp.float32(value) for name, value in {**values, **changes}.items()})
