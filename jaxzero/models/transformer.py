@@ -47,18 +47,20 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Arra
 
 
 class Block(NamedTuple):
-  """One layer's weights in the compute dtype, those that share an input fused into one matrix.
+  """One layer's weights as matrices in the compute dtype; queries, keys and values are one.
 
-  Queries lie beside the key and the value of their KV head, gate beside up, on an axis that no
-  mesh splits: with a tensor axis every device fuses its own part.
+  Its columns go by KV head: the head's queries, its key, its value. So a tensor axis splits them
+  as it splits the heads, and every device fuses its own part. Inside a layer activations are
+  [B * T, D]: XLA's gradients of products of rank 3 take twice as long on a CPU.
   """
 
   attention_norm: jax.Array  # [D]
-  qkv: jax.Array  # [D, K, N / K + 2, H]
+  qkv: jax.Array  # [D, K * (N / K + 2) * H]
   qk_norm: jax.Array | None  # [N / K + 1, H]
-  o: jax.Array  # [N, H, D]
+  o: jax.Array  # [N * H, D]
   ffn_norm: jax.Array  # [D]
-  gate_up: jax.Array  # [D, 2, F]
+  gate: jax.Array  # [D, F]
+  up: jax.Array  # [D, F]
   down: jax.Array  # [F, D]
 
   def __call__(
@@ -66,25 +68,27 @@ class Block(NamedTuple):
     x: jax.Array,
     turn: tuple[jax.Array, jax.Array],
     mask: jax.Array,
+    kv_heads: int,
     cache: tuple[jax.Array, jax.Array] | None = None,
     slot: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
-    q, k, v = self._project(_rms_norm(x, self.attention_norm), turn)
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    qkv = _rms_norm(x, self.attention_norm) @ self.qkv
+    q, k, v = self._heads(qkv.reshape(*shape[:2], kv_heads, -1, 2 * turn[0].shape[-1]), turn)
     if cache is None:
       keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     else:
       assert slot is not None
       keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
       cache = (keys, values)
-    x = x + jnp.einsum("BTNH,NHD->BTD", attention(q, keys, values, mask), self.o)
-    h = jnp.einsum("BTD,DEF->BTEF", _rms_norm(x, self.ffn_norm), self.gate_up)
-    h = jax.nn.silu(h[:, :, 0]) * h[:, :, 1]
-    return x + jnp.einsum("BTF,FD->BTD", h, self.down), cache
+    x = x + attention(q, keys, values, mask).reshape(x.shape[0], -1) @ self.o
+    h = _rms_norm(x, self.ffn_norm)
+    x = x + (jax.nn.silu(h @ self.gate) * (h @ self.up)) @ self.down
+    return x.reshape(shape), cache
 
-  def _project(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]):
-    """Queries [B, T, N, H] and keys, both turned, and values [B, T, K, H]."""
-    qkv = jnp.einsum("BTD,DKXH->BTKXH", x, self.qkv)
+  def _heads(self, qkv: jax.Array, turn: tuple[jax.Array, jax.Array]):
+    """[B, T, K, N / K + 2, H] -> q [B, T, N, H] and k [B, T, K, H], turned, and v [B, T, K, H]."""
     qk, v = qkv[..., :-1, :], qkv[..., -1, :]
     if self.qk_norm is not None:
       qk = _rms_norm(qk, self.qk_norm)
@@ -129,21 +133,22 @@ class Blocks(nnx.Module):
   def fuse(self) -> Block:
     """The layer that works with these weights; self must hold one layer, unstacked."""
     config = self.config
-    K, H = config.num_kv_heads, config.head_dim
+    D, K, H = config.embed_dim, config.num_kv_heads, config.head_dim
     queries = config.num_heads // K
-    q = self.q[...].reshape(-1, K, queries, H)
-    qkv = jnp.concatenate([q, self.k[...][:, :, None], self.v[...][:, :, None]], axis=2)
+    matrix = lambda w, rows: w.reshape(rows, -1).astype(config.dtype)  # noqa: E731
+    heads = [w.reshape(D, K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
     qk_norm = None
     if config.qk_norm:
       qk_norm = jnp.stack([self.q_norm[...]] * queries + [self.k_norm[...]])
     return Block(
       attention_norm=self.attention_norm[...],
-      qkv=qkv.astype(config.dtype),
+      qkv=matrix(jnp.concatenate(heads, axis=2), D),
       qk_norm=qk_norm,
-      o=self.o[...].astype(config.dtype),
+      o=matrix(self.o[...], config.num_heads * H),
       ffn_norm=self.ffn_norm[...],
-      gate_up=jnp.stack([self.gate[...], self.up[...]], axis=1).astype(config.dtype),
-      down=self.down[...].astype(config.dtype),
+      gate=matrix(self.gate[...], D),
+      up=matrix(self.up[...], D),
+      down=matrix(self.down[...], config.ffn_dim),
     )
 
 
@@ -172,7 +177,7 @@ class PolicyValueTransformer(nnx.Module):
     blockdef, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      return nnx.merge(blockdef, weights).fuse()(x, turn, mask)[0]
+      return nnx.merge(blockdef, weights).fuse()(x, turn, mask, self.config.num_kv_heads)[0]
 
     if self.config.remat:
       layer = jax.checkpoint(layer)
@@ -213,7 +218,7 @@ class PolicyValueTransformer(nnx.Module):
     x, turn = self._embed(tokens), self._rotation(positions)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
-      x, written = layer(x, turn, mask, layer_cache, slot)
+      x, written = layer(x, turn, mask, self.config.num_kv_heads, layer_cache, slot)
       assert written is not None
       new_cache.append(written)
     return self._heads(x), tuple(new_cache)
@@ -227,9 +232,9 @@ class PolicyValueTransformer(nnx.Module):
   def _heads(self, x: jax.Array) -> Output:
     x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
-    logits = jnp.einsum(
-      "BTD,DV->BTV", x, unembed.astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    rows = x.reshape(-1, x.shape[-1])
+    logits = jnp.matmul(rows, unembed.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = logits.reshape(*x.shape[:2], -1)
     value_logits = jnp.einsum("BTD,D->BT", x.astype(jnp.float32), self.value[...])
     return Output(logits, value_logits + self.value_bias[...])
 
