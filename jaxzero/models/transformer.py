@@ -74,7 +74,7 @@ class Block(NamedTuple):
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
     shape, x = x.shape, x.reshape(-1, x.shape[-1])
-    qkv = _rms_norm(x, self.attention_norm) @ self.qkv
+    qkv = self.qkv_of(x)
     q, k, v = self._heads(qkv.reshape(*shape[:2], kv_heads, -1, 2 * turn[0].shape[-1]), turn)
     if cache is None:
       keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -82,10 +82,18 @@ class Block(NamedTuple):
       assert slot is not None
       keys, values = write(cache[0], k, slot), write(cache[1], v, slot)
       cache = (keys, values)
-    x = x + attention(q, keys, values, mask).reshape(x.shape[0], -1) @ self.o
-    h = _rms_norm(x, self.ffn_norm)
-    x = x + (jax.nn.silu(h @ self.gate) * (h @ self.up)) @ self.down
+    x = self.output(x, attention(q, keys, values, mask).reshape(x.shape[0], -1))
     return x.reshape(shape), cache
+
+  def qkv_of(self, x: jax.Array) -> jax.Array:
+    """x [X, D] of any positions -> their queries, keys and values, not turned yet."""
+    return _rms_norm(x, self.attention_norm) @ self.qkv
+
+  def output(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    """The rest of the layer after attention: x [X, D], attended [X, N * H] -> [X, D]."""
+    x = x + attended @ self.o
+    h = _rms_norm(x, self.ffn_norm)
+    return x + (jax.nn.silu(h @ self.gate) * (h @ self.up)) @ self.down
 
   def _heads(self, qkv: jax.Array, turn: tuple[jax.Array, jax.Array]):
     """[B, T, K, N / K + 2, H] -> q [B, T, N, H] and k [B, T, K, H], turned, and v [B, T, K, H]."""
@@ -173,7 +181,7 @@ class PolicyValueTransformer(nnx.Module):
   def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> Output:
     """Whole sequences, no cache: tokens and positions [B, T] int32, mask [B, T, T] bool."""
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x, turn = self._embed(tokens), self._rotation(positions)
+    x, turn = self.embed_tokens(tokens), self._rotation(positions)
     blockdef, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
@@ -186,7 +194,7 @@ class PolicyValueTransformer(nnx.Module):
     else:
       for index in range(self.config.num_layers):
         x = layer(x, jax.tree.map(lambda w, index=index: w[index], stacked))
-    return self._heads(x)
+    return self.heads(x)
 
   def unstack(self) -> list[Block]:
     """The layers with fused weights; take them outside of the decoding loop."""
@@ -215,21 +223,23 @@ class PolicyValueTransformer(nnx.Module):
       mask: [B, T, S] bool over slots; it must include the new tokens' own slots.
     """
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x, turn = self._embed(tokens), self._rotation(positions)
+    x, turn = self.embed_tokens(tokens), self._rotation(positions)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
       x, written = layer(x, turn, mask, self.config.num_kv_heads, layer_cache, slot)
       assert written is not None
       new_cache.append(written)
-    return self._heads(x), tuple(new_cache)
+    return self.heads(x), tuple(new_cache)
 
-  def _embed(self, tokens: jax.Array) -> jax.Array:
+  def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+    """[B, T] int32 -> [B, T, D] in the compute dtype."""
     return self.embed[...][tokens].astype(self.config.dtype)
 
   def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
-  def _heads(self, x: jax.Array) -> Output:
+  def heads(self, x: jax.Array) -> Output:
+    """The last layer's x [B, T, D] -> logits and value logits."""
     x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
     rows = x.reshape(-1, x.shape[-1])

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxzero.errors import UserError
+from jaxzero.bench.timing import VOCAB_SIZE, case, check, interleaved, result
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, bind, init_params
 from jaxzero.search import game as game_lib
@@ -22,7 +17,6 @@ from jaxzero.search import mcts
 from jaxzero.search.game import Game
 from jaxzero.search.networks import Recompute, TreeCache
 
-VOCAB_SIZE = 281  # of the Countdown tokenizer
 PROMPT, COMPLETION = 16, 34  # slots that the quickstart reserves
 END_ID = 2
 
@@ -48,38 +42,13 @@ def bench_search(
   Raises:
     UserError: a size below 1, or a search that cannot run.
   """
-  if min((*batch_sizes, repeats)) < 1 or not batch_sizes:
-    raise UserError(f"batch_sizes={batch_sizes} and repeats={repeats} must be at least 1.")
+  check(batch_sizes, ["0.7M"], repeats)
   config = mcts.MCTSConfig(num_simulations=num_simulations)
   config.check(VOCAB_SIZE)
   model = ModelConfig()
   params = init_params(model, VOCAB_SIZE, jax.random.key(0))
   cases = [_case(model, params, config, batch, repeats) for batch in batch_sizes]
-  device = jax.devices()[0]
-  return {
-    "host": {
-      "platform": platform.platform(),
-      "cores": os.cpu_count(),
-      "device": f"{device.platform} {device.device_kind}",
-    },
-    "versions": {name: metadata.version(name) for name in ("jaxzero", "jax", "jaxlib", "mctx")},
-    "cases": cases,
-  }
-
-
-def table(result: dict[str, Any]) -> str:
-  """The result as text, one line a case."""
-  head = f"{'batch':>6} {'simulations':>12} {'search/s':>10}"
-  names = list(result["cases"][0]["baselines"])
-  lines = [head + "".join(f" {name + '/s':>18} {'ratio':>7}" for name in names)]
-  for case in result["cases"]:
-    line = f"{case['batch']:>6} {case['num_simulations']:>12} {case['tokens_per_s']:>10,.0f}"
-    for name in names:
-      line += f" {case['baselines'][name]:>18,.0f} {case['ratios'][name]:>7.2f}"
-    lines.append(line)
-  host = result["host"]
-  lines.append(f"positions a second; {host['device']}, {host['cores']} cores, {host['platform']}")
-  return "\n".join(lines)
+  return result(cases, ["mctx"])
 
 
 def _case(
@@ -97,19 +66,10 @@ def _case(
   calls: dict[str, Callable[[], Any]] = {
     name: functools.partial(jax.jit(run), params, game, gumbel) for name, run in runs.items()
   }
-  seconds = _interleaved(calls, repeats)
+  seconds = interleaved(calls, repeats)
   positions = batch * config.num_simulations
-  rates = {name: positions / time for name, time in seconds.items()}
-  speed = rates.pop("search")
-  return {
-    "name": "search",
-    "params": model.parameters(VOCAB_SIZE),
-    "batch": batch,
-    "num_simulations": config.num_simulations,
-    "tokens_per_s": speed,
-    "baselines": rates,
-    "ratios": {name: speed / rate for name, rate in rates.items()},
-  }
+  of_search = case("search", model.parameters(VOCAB_SIZE), batch, positions, seconds)
+  return {**of_search, "num_simulations": config.num_simulations}
 
 
 def _prefill(
@@ -156,16 +116,3 @@ def _decode(
   tokens = jnp.zeros((batch, config.num_simulations), jnp.int32)
   carry = (game.cache, game.logits, tokens)
   return jax.lax.fori_loop(0, config.num_simulations, step, carry)[2]
-
-
-def _interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-  """Median seconds of each call, taken in turn so that a noisy moment falls on all of them."""
-  times: dict[str, list[float]] = {name: [] for name in calls}
-  for call in calls.values():
-    jax.block_until_ready(call())
-  for _ in range(repeats):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      times[name].append(time.perf_counter() - begin)
-  return {name: statistics.median(values) for name, values in times.items()}
