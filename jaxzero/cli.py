@@ -27,7 +27,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
-           bench search                  simulations/s beside plain decoding
+           bench decode|search|train     speed beside baselines
 """
 
 
@@ -73,12 +73,22 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Measure speed beside baselines: jaxzero bench search"""
+  """Measure speed beside baselines: jaxzero bench decode --sizes 0.7M 5M --batch-sizes 1 64"""
 
   what: Annotated[str, tyro.conf.Positional]
-  batch_sizes: tuple[int, ...] = (64,)
-  num_simulations: int = 32
+  """decode, search or train."""
+  batch_sizes: tuple[int, ...] = ()
+  """One case each; default: 1 8 64 for decode, 64 for the others."""
+  sizes: tuple[str, ...] = ("0.7M",)
+  """Models: 0.4M, 0.7M (the quickstart's), 5M, 13M, 30M."""
+  num_simulations: int = 64
+  """Of one search."""
+  num_candidates: int = 16
+  """Tokens offered at each node of a search."""
+  parallel: str = "lazy"
+  """Search: how a pass of sequential halving is evaluated: none, exact or lazy."""
   repeats: int = 7
+  """Timed calls of each side, in turn; the median counts."""
   json: pathlib.Path | None = None
   """Write one JSON object here."""
 
@@ -304,13 +314,27 @@ def _report(arguments: list[str]) -> None:
 
 def _bench(arguments: list[str]) -> None:
   parsed = _parse(Bench, arguments, "jaxzero bench")
-  if parsed.what != "search":
-    raise UserError(f"there is no benchmark {parsed.what!r}; choose: search.")
+  if parsed.what not in ("decode", "search", "train"):
+    raise UserError(f"there is no benchmark {parsed.what!r}; choose: decode, search, train.")
   _start_jax()
-  from jaxzero.recipes.bench import bench_search, table
+  from jaxzero.bench import decode, search, timing, torch_baseline, train
 
-  result = bench_search(parsed.batch_sizes, parsed.num_simulations, parsed.repeats)
-  print(table(result))
+  batches = parsed.batch_sizes or ((1, 8, 64) if parsed.what == "decode" else (64,))
+  if parsed.what == "search":
+    result = search.bench_search(
+      batches,
+      parsed.sizes,
+      parsed.num_simulations,
+      parsed.num_candidates,
+      parsed.parallel,
+      parsed.repeats,
+    )
+  else:
+    bench = decode.bench_decode if parsed.what == "decode" else train.bench_train
+    result = bench(batches, parsed.sizes, parsed.repeats)
+  print(timing.table(result))
+  if parsed.what != "search" and not torch_baseline.available():
+    print(torch_baseline.HINT)
   _write_json(parsed.json, result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +21,33 @@ class LossConfig:
 
 def hard_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
   """Sum over positions of weight * -log p(next token); logits [B, T, V] float32."""
-  log_p = jax.nn.log_softmax(logits[:, :-1])
-  picked = jnp.take_along_axis(log_p, batch.tokens[:, 1:, None], axis=-1)[..., 0]
-  return -jnp.sum(picked * batch.hard_weight[:, :-1])
+  target = jnp.roll(batch.tokens, -1, axis=1)[..., None]
+  picked = jnp.take_along_axis(logits, target, axis=-1) - _normalizer(logits)
+  return -jnp.sum(picked[:, :-1, 0] * batch.hard_weight[:, :-1])
 
 
 def soft_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
   """Sum of weight * cross-entropy to the improved policy with its rest bucket.
 
-  The student's rest is the mass it gives to every token that was no candidate.
+  The student's rest is the mass it gives to every token that was no candidate. Where it is tiny,
+  one minus the candidates' mass would be all rounding, so it is summed over the vocabulary.
   """
-  log_p = jax.nn.log_softmax(logits)
   there = batch.candidates >= 0
-  candidates = jnp.maximum(batch.candidates, 0)
-  of_candidates = jnp.take_along_axis(log_p, candidates, axis=-1)
-  is_candidate = jnp.any(
-    (jnp.arange(logits.shape[-1]) == candidates[..., None]) & there[..., None], axis=-2
-  )
-  rest = jax.nn.logsumexp(jnp.where(is_candidate, -1e9, log_p), axis=-1, keepdims=True)
-  log_buckets = jnp.concatenate([jnp.where(there, of_candidates, 0.0), rest], axis=-1)
-  return -jnp.sum(batch.soft_weight * jnp.sum(batch.soft_target * log_buckets, axis=-1))
+  of_candidates = jnp.take_along_axis(logits, jnp.maximum(batch.candidates, 0), axis=-1)
+  # One comparison a candidate in one pass over the vocabulary, not an array [B, T, A, V].
+  token = jnp.arange(logits.shape[-1])
+  columns = jnp.split(batch.candidates, batch.candidates.shape[-1], axis=-1)
+  is_candidate = functools.reduce(jnp.logical_or, [token == column for column in columns])
+  rest = jax.nn.logsumexp(jnp.where(is_candidate, -1e9, logits), axis=-1, keepdims=True)
+  log_buckets = jnp.concatenate([of_candidates, rest], axis=-1) - _normalizer(logits)
+  counts = jnp.concatenate([there, jnp.ones_like(there[..., :1])], axis=-1)
+  losses = jnp.sum(batch.soft_target * jnp.where(counts, log_buckets, 0.0), axis=-1)
+  return -jnp.sum(batch.soft_weight * losses)
+
+
+def _normalizer(logits: jax.Array) -> jax.Array:
+  """[B, T, 1]; both cross-entropies ask for it, the compiler computes it once."""
+  return jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def value_cross_entropy(value_logits: jax.Array, batch: Batch) -> jax.Array:

@@ -47,18 +47,20 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Arra
 
 
 class Block(NamedTuple):
-  """One layer's weights in the compute dtype, those that share an input fused into one matrix.
+  """One layer's weights as matrices in the compute dtype; queries, keys and values are one.
 
-  Queries lie beside the key and the value of their KV head, gate beside up, on an axis that no
-  mesh splits: with a tensor axis every device fuses its own part.
+  Its columns go by KV head: the head's queries, its key, its value. So a tensor axis splits them
+  as it splits the heads, and every device fuses its own part. Inside a layer activations are
+  [B * T, D]: XLA's gradients of products of rank 3 take twice as long on a CPU.
   """
 
   attention_norm: jax.Array  # [D]
-  qkv: jax.Array  # [D, K, N / K + 2, H]
+  qkv: jax.Array  # [D, K * (N / K + 2) * H]
   qk_norm: jax.Array | None  # [N / K + 1, H]
-  o: jax.Array  # [N, H, D]
+  o: jax.Array  # [N * H, D]
   ffn_norm: jax.Array  # [D]
-  gate_up: jax.Array  # [D, 2, F]
+  gate: jax.Array  # [D, F]
+  up: jax.Array  # [D, F]
   down: jax.Array  # [F, D]
 
   def __call__(
@@ -66,12 +68,15 @@ class Block(NamedTuple):
     x: jax.Array,
     turn: tuple[jax.Array, jax.Array],
     mask: jax.Array,
+    kv_heads: int,
     cache: tuple[jax.Array, jax.Array] | None = None,
     slot: jax.Array | None = None,
     view: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """x [B, T, D] -> the same, and this layer's cache with the new keys and values written."""
-    q, k, v = self._project(_rms_norm(x, self.attention_norm), turn)
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    qkv = self.qkv_of(x)
+    q, k, v = self._heads(qkv.reshape(*shape[:2], kv_heads, -1, 2 * turn[0].shape[-1]), turn)
     if cache is None:
       keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     else:
@@ -80,14 +85,21 @@ class Block(NamedTuple):
       cache = (keys, values)
       if view is not None:
         keys, values = read(keys, view), read(values, view)
-    x = x + jnp.einsum("BTNH,NHD->BTD", attention(q, keys, values, mask), self.o)
-    h = jnp.einsum("BTD,DEF->BTEF", _rms_norm(x, self.ffn_norm), self.gate_up)
-    h = jax.nn.silu(h[:, :, 0]) * h[:, :, 1]
-    return x + jnp.einsum("BTF,FD->BTD", h, self.down), cache
+    x = self.output(x, attention(q, keys, values, mask).reshape(x.shape[0], -1))
+    return x.reshape(shape), cache
 
-  def _project(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]):
-    """Queries [B, T, N, H] and keys, both turned, and values [B, T, K, H]."""
-    qkv = jnp.einsum("BTD,DKXH->BTKXH", x, self.qkv)
+  def qkv_of(self, x: jax.Array) -> jax.Array:
+    """x [X, D] of any positions -> their queries, keys and values, not turned yet."""
+    return _rms_norm(x, self.attention_norm) @ self.qkv
+
+  def output(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    """The rest of the layer after attention: x [X, D], attended [X, N * H] -> [X, D]."""
+    x = x + attended @ self.o
+    h = _rms_norm(x, self.ffn_norm)
+    return x + (jax.nn.silu(h @ self.gate) * (h @ self.up)) @ self.down
+
+  def _heads(self, qkv: jax.Array, turn: tuple[jax.Array, jax.Array]):
+    """[B, T, K, N / K + 2, H] -> q [B, T, N, H] and k [B, T, K, H], turned, and v [B, T, K, H]."""
     qk, v = qkv[..., :-1, :], qkv[..., -1, :]
     if self.qk_norm is not None:
       qk = _rms_norm(qk, self.qk_norm)
@@ -132,21 +144,22 @@ class Blocks(nnx.Module):
   def fuse(self) -> Block:
     """The layer that works with these weights; self must hold one layer, unstacked."""
     config = self.config
-    K, H = config.num_kv_heads, config.head_dim
+    D, K, H = config.embed_dim, config.num_kv_heads, config.head_dim
     queries = config.num_heads // K
-    q = self.q[...].reshape(-1, K, queries, H)
-    qkv = jnp.concatenate([q, self.k[...][:, :, None], self.v[...][:, :, None]], axis=2)
+    matrix = lambda w, rows: w.reshape(rows, -1).astype(config.dtype)  # noqa: E731
+    heads = [w.reshape(D, K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
     qk_norm = None
     if config.qk_norm:
       qk_norm = jnp.stack([self.q_norm[...]] * queries + [self.k_norm[...]])
     return Block(
       attention_norm=self.attention_norm[...],
-      qkv=qkv.astype(config.dtype),
+      qkv=matrix(jnp.concatenate(heads, axis=2), D),
       qk_norm=qk_norm,
-      o=self.o[...].astype(config.dtype),
+      o=matrix(self.o[...], config.num_heads * H),
       ffn_norm=self.ffn_norm[...],
-      gate_up=jnp.stack([self.gate[...], self.up[...]], axis=1).astype(config.dtype),
-      down=self.down[...].astype(config.dtype),
+      gate=matrix(self.gate[...], D),
+      up=matrix(self.up[...], D),
+      down=matrix(self.down[...], config.ffn_dim),
     )
 
 
@@ -171,11 +184,11 @@ class PolicyValueTransformer(nnx.Module):
   def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> Output:
     """Whole sequences, no cache: tokens and positions [B, T] int32, mask [B, T, T] bool."""
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x, turn = self._embed(tokens), self._rotation(positions)
+    x, turn = self.embed_tokens(tokens), self._rotation(positions)
     blockdef, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      return nnx.merge(blockdef, weights).fuse()(x, turn, mask)[0]
+      return nnx.merge(blockdef, weights).fuse()(x, turn, mask, self.config.num_kv_heads)[0]
 
     if self.config.remat:
       layer = jax.checkpoint(layer)
@@ -184,7 +197,7 @@ class PolicyValueTransformer(nnx.Module):
     else:
       for index in range(self.config.num_layers):
         x = layer(x, jax.tree.map(lambda w, index=index: w[index], stacked))
-    return self._heads(x)
+    return self.heads(x)
 
   def unstack(self) -> list[Block]:
     """The layers with fused weights; take them outside of the decoding loop."""
@@ -215,26 +228,28 @@ class PolicyValueTransformer(nnx.Module):
       view: [B, R] int32 slots to look at instead of all S; the mask is [B, T, R] over them.
     """
     chex.assert_rank([tokens, positions, mask], [2, 2, 3])
-    x, turn = self._embed(tokens), self._rotation(positions)
+    x, turn = self.embed_tokens(tokens), self._rotation(positions)
     new_cache = []
     for layer, layer_cache in zip(layers, cache, strict=True):
-      x, written = layer(x, turn, mask, layer_cache, slot, view)
+      x, written = layer(x, turn, mask, self.config.num_kv_heads, layer_cache, slot, view)
       assert written is not None
       new_cache.append(written)
-    return self._heads(x), tuple(new_cache)
+    return self.heads(x), tuple(new_cache)
 
-  def _embed(self, tokens: jax.Array) -> jax.Array:
+  def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+    """[B, T] int32 -> [B, T, D] in the compute dtype."""
     return self.embed[...][tokens].astype(self.config.dtype)
 
   def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
-  def _heads(self, x: jax.Array) -> Output:
+  def heads(self, x: jax.Array) -> Output:
+    """The last layer's x [B, T, D] -> logits and value logits."""
     x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
-    logits = jnp.einsum(
-      "BTD,DV->BTV", x, unembed.astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    rows = x.reshape(-1, x.shape[-1])
+    logits = jnp.matmul(rows, unembed.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = logits.reshape(*x.shape[:2], -1)
     value_logits = jnp.einsum("BTD,D->BT", x.astype(jnp.float32), self.value[...])
     return Output(logits, value_logits + self.value_bias[...])
 

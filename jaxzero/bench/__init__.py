@@ -1,0 +1,1 @@
+"""Benchmarks: how fast, always beside a baseline that was timed in the same minutes."""
