@@ -138,7 +138,7 @@ def _run(arguments: list[str]) -> None:
   verbs[verb](rest)
 
 
-def _start_jax() -> None:
+def _start_jax(cache: bool = True) -> None:
   """Joins the hosts where they are configured, and warns of an accelerator left idle."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import jax
@@ -147,9 +147,9 @@ def _start_jax() -> None:
 
   initialize_hosts()
   # The cache makes a restarted run start at once; a user's own setting wins.
-  if not jax.config.values["jax_compilation_cache_dir"]:
-    cache = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", f"{cache}/jaxzero/xla")
+  if cache and not jax.config.values["jax_compilation_cache_dir"]:
+    folder = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", f"{folder}/jaxzero/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   if jax.default_backend() == "cpu" and any(
     pathlib.Path(device).exists() for device in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
@@ -316,7 +316,7 @@ def _bench(arguments: list[str]) -> None:
   parsed = _parse(Bench, arguments, "jaxzero bench")
   if parsed.what not in ("decode", "search", "train"):
     raise UserError(f"there is no benchmark {parsed.what!r}; choose: decode, search, train.")
-  _start_jax()
+  _start_jax(cache=False)  # compile times are measured, too
   from jaxzero.bench import decode, search, timing, torch_baseline, train
 
   batches = parsed.batch_sizes or ((1, 8, 64) if parsed.what == "decode" else (64,))

@@ -212,10 +212,14 @@ class Engine:
       insight = think_lib.conclude(out, config, self._verifier, verify_inside)
       return new, insight, out.frontier.tree
 
+    on_mesh = self._on_mesh(swap)
     return Thinker(
       start=jax.jit(self._on_mesh(start)),
       advance=jax.jit(self._on_mesh(advance), donate_argnums=1),
-      swap=jax.jit(self._on_mesh(swap), donate_argnums=1),
+      swap=jax.jit(
+        lambda params, thoughts, fresh, weights: on_mesh(params, (thoughts, fresh), weights),
+        donate_argnums=1,
+      ),
     )
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
@@ -263,7 +267,7 @@ class Engine:
 @dataclasses.dataclass(frozen=True)
 class Thinker:
   """Compiled: start(params, batch, weights), advance(params, thoughts, weights, quota) and
-  swap(params, (thoughts, fresh), weights)."""
+  swap(params, thoughts, fresh, weights)."""
 
   start: Any
   advance: Any

@@ -85,7 +85,7 @@ def think(
   while finished < count:
     quota = chunk // shards if given < count else rows // shards
     thoughts = thinker.advance(params, thoughts, weights, np.int32(quota))
-    thoughts, insight, tree = thinker.swap(params, (thoughts, fresh(given, chunk)), weights)
+    thoughts, insight, tree = thinker.swap(params, thoughts, fresh(given, chunk), weights)
     prompts += chunk if given < count else 0
     given += chunk
     host = fetch(insight)

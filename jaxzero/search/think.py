@@ -166,11 +166,11 @@ def conclude(
   played = find(game, tree, jnp.where(frontier.ends > 0, frontier.first_end, last))
   chosen = find(game, tree, answer)
 
-  def right(completion: Found) -> jax.Array:
-    return completion.found & judge(
-      verifier, thoughts.facts_judge, completion.completion, completion.length
-    )
-
+  # One reading of both: the verifier is compiled once.
+  both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), played, chosen)
+  first = jnp.tile(thoughts.facts_judge, (2, 1))
+  right = both.found & judge(verifier, first, both.completion, both.length)
+  played_right, answer_right = jnp.split(right, 2)
   path = at(tree.path, answer)
   nodes = jnp.concatenate([jnp.zeros_like(path[:, :1]), path[:, :-1]], axis=1)
   on_path = jnp.arange(path.shape[1]) < at(tree.depth, answer)[:, None]
@@ -185,9 +185,9 @@ def conclude(
   return Insight(
     number=thoughts.number,
     played=played,
-    played_right=right(played),
+    played_right=played_right,
     answer=chosen,
-    answer_right=right(chosen),
+    answer_right=answer_right,
     forward_tokens=frontier.size - 1,
     ends=frontier.ends,
     candidates=at(tree.candidates, nodes),
