@@ -1,4 +1,4 @@
-"""How fast self-play grows its trees, beside plain decoding and beside rows that wait for a batch."""
+"""How fast self-play grows its trees, beside plain decoding and rows that wait for a batch."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from jaxzero.search.networks import Network
 from jaxzero.search.rules import Rules
 from jaxzero.search.tree import Tree, at
 
-
 _GUIDED = ("guided", "without_replacement")  # orders that use more than the policy
 
 

@@ -45,7 +45,7 @@ def think(
   batch_size: int = 128,
   keep_trees: int = 0,
   refill: int = REFILL,
-  progress: Callable[[int], Any] = lambda count: None,
+  progress: Callable[[float], Any] = lambda count: None,
 ) -> Thinking:
   """Grows one tree a problem, up to `limit` nodes each (one number, or [n] int32).
 
