@@ -23,6 +23,7 @@ from jaxzero.parallel.hosts import barrier, is_primary
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
+from jaxzero.selfplay.episode import Episode
 from jaxzero.selfplay.episode import validate as validate_episode
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.selfplay.run import play_round
@@ -219,8 +220,9 @@ def spent(run: Run) -> float:
 class ReplayWindow:
   """Training batches from the newest rounds, each a pure function of (seed, step).
 
-  A share of the rows are solutions that the search found, whether the game was won or lost; the
-  others are games as they were played, the lost ones for their value alone.
+  A share of the rows are solutions that the search found where the game as played was lost: there
+  it knew better than the policy. The others are games as they were played, the lost ones for their
+  value alone.
   """
 
   def __init__(self, run: Run, store: ReplayStore, worked: list, round: int):
@@ -242,21 +244,26 @@ class ReplayWindow:
     for row in range(supervised):
       prompt, completion = self.worked[random.integers(len(self.worked))]
       batch_lib.put_text(arrays, row, prompt, completion)
-    number = step * config.batch_size * 4
+    number = step * config.batch_size * 8
     for row in range(supervised, config.batch_size):
       episode = self.sampler[number]
       number += 1
       if row < supervised + solutions:
-        for _ in range(3):  # most episodes of a young model hold none
-          if len(episode.harvested):
+        for _ in range(7):  # not every episode holds one
+          if _taught(episode):
             break
           episode = self.sampler[number]
           number += 1
-      if row < supervised + solutions and len(episode.harvested):
+      if row < supervised + solutions and _taught(episode):
         batch_lib.put_solution(arrays, row, episode, config.soft_targets)
       else:
         batch_lib.put_episode(arrays, row, episode, config.soft_targets)
     return batch_lib.to_batch(arrays)
+
+
+def _taught(episode: Episode) -> bool:
+  """Whether the search found what the game as played did not."""
+  return len(episode.harvested) > 0 and not episode.right
 
 
 def episode_figures(episodes: list) -> dict[str, float]:
