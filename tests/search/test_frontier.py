@@ -221,7 +221,7 @@ def assert_distributed(draws, expected):
 
 def test_samples_without_replacement_are_what_their_name_says(one_game):
   made, ends = one_game
-  frontier, tops, is_open = run(made, WITHOUT)
+  frontier, _, is_open = run(made, WITHOUT)
   assert not is_open.any(), "a tree that holds everything stops"
   rows = [ended(frontier, row) for row in range(len(frontier.size))]
   for row in rows:
