@@ -62,7 +62,8 @@ class Growth:
 
   tree: Tree
   state: Any  # the network's
-  size: jax.Array  # [B] int32: nodes so far, the root included
+  size: jax.Array  # [B] int32: where the next node goes
+  nodes: jax.Array  # [B] int32: nodes that the network evaluated for this row
   simulations: jax.Array  # [B] int32: those finished
   cursor: jax.Array  # [B] int32: the last node of a simulation that goes on
   start: jax.Array  # [B] int32: its first new node
@@ -79,6 +80,7 @@ def begin(tree: Tree, state: Any, inherited: jax.Array | int = 0) -> Growth:
     tree=tree,
     state=state,
     size=zeros + 1 + inherited,
+    nodes=zeros,
     simulations=zeros,
     cursor=zeros,
     start=zeros,
@@ -130,6 +132,7 @@ def _step(search: Search, growth: Growth) -> Growth:
     tree=search.backup(tree, node, ended[:, None], returns),
     state=state,
     size=growth.size + present[:, 0],
+    nodes=growth.nodes + present[:, 0],
     simulations=growth.simulations + ended,
     cursor=size,
     start=start,
