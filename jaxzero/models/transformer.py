@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
   Its columns go by KV head: the head's queries, its key, its value. So a tensor axis splits them
   as it splits the heads, and every device fuses its own part. Inside a layer activations are
-  [B * T, D]: XLA's gradients of products of rank 3 take twice as long on a CPU.
+  [B * T, D].
   """
 
   attention_norm: jax.Array  # [D]
