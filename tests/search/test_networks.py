@@ -88,6 +88,10 @@ def test_the_cache_and_recomputation_make_the_same_tree(tiny_model, name):
       jax.device_get(compiled_think(cached, CONFIGS[name], tiny_model, *inputs))
       for cached in (True, False)
     )
+    for field in ("score", "best"):
+      # Noise that is conditioned on its maximum magnifies what a rounding changes.
+      if field in a:
+        np.testing.assert_allclose(a.pop(field), b.pop(field), atol=1e-2)
     assert_same(a, b)
     right += int(a["tree"].right.sum())
     terminals += int(a["tree"].terminal.sum())
