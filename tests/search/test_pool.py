@@ -1,6 +1,7 @@
 """One tree a problem through few rows: nobody is lost, and nobody depends on the company."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jaxzero.search import think as think_lib
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import make_weights
 from jaxzero.search.pool import think
+from jaxzero.search.record import to_dict
 from jaxzero.tasks.transcript import encode_completion, grade
 
 COUNT, LIMIT = 19, 40
@@ -76,12 +78,16 @@ def test_every_forward_token_is_counted_and_the_budget_is_a_cap(whole, pool, eng
   assert (spent <= LIMIT).all() and (spent > 0).all()
   assert (spent == LIMIT)[~whole.insight.answer.found].all(), "what is not solved spends it all"
   assert (spent < LIMIT)[whole.insight.answer.found].any(), "what is solved stops"
-  low = pool(limit=7)
-  assert (low.insight.forward_tokens <= 7).all()
+  caps = np.arange(COUNT)
+  low = pool(limit=caps)
+  assert (low.insight.forward_tokens <= caps).all()
+  np.testing.assert_array_equal(
+    low.insight.forward_tokens, np.minimum(caps, whole.insight.forward_tokens)
+  )
   for thinking in (whole, low):
     steps = thinking.positions - engine1.max_prompt * COUNT
-    assert 0.2 < thinking.occupancy <= 1.0
-    assert thinking.insight.forward_tokens.sum() <= steps
+    assert thinking.occupancy == thinking.insight.forward_tokens.sum() / steps <= 1.0
+  assert whole.occupancy > 0.3
 
 
 def test_a_row_alone_is_never_idle_and_finds_the_same(pool, whole):
@@ -180,6 +186,22 @@ def test_without_a_verdict_the_value_head_picks_among_what_ended(pool, engine1):
       path = tree.path[best, : tree.depth[best]]
       np.testing.assert_array_equal(out.answer.completion[i, : tree.depth[best]], tree.token[path])
   assert out.answer.found.any()
+
+
+def test_a_tree_on_paper_is_the_tree(whole, tokenizer, many):
+  for i, tree in enumerate(whole.trees):
+    chosen = int(whole.insight.played.completion[i, 0])
+    drawn = to_dict(tree, [], tokenizer, many[i].prompt, chosen)
+    nodes, made = drawn["nodes"], whole.insight.forward_tokens[i]
+    assert drawn["num_simulations"] == len(nodes) - 1 == made
+    assert [node["id"] for node in nodes] == list(range(made + 1))
+    assert all(node["parent"] < node["id"] for node in nodes)
+    assert nodes[drawn["chosen"]]["token"] == tokenizer.render([chosen])
+    for node in nodes:
+      assert node["right"] == (bool(tree.right[node["id"]]) if node["terminal"] else None)
+      assert node["parent"] == tree.parent[node["id"]] and 0 <= node["prior"] <= 1
+    assert any(node["right"] for node in nodes) == whole.insight.answer_right[i]
+    json.dumps(drawn)
 
 
 def test_weights_share_a_compiled_function(engine1):
