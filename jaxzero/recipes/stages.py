@@ -127,7 +127,7 @@ def fit_supervised(
       progress.describe(f"{name} training, validation {accuracy:.1%}")
       meta = {"step": step, "best": best, "stale": stale, **run.commit()}
       checkpoints.save(
-        step, state.params, state.optimizer, {"seed": seed, "step": step}, meta, accuracy
+        step, state.params, _moved(state), {"seed": seed, "step": step}, meta, accuracy
       )
   return load_params(run, name, best=True)
 
@@ -183,7 +183,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
       progress.advance(1)
       data = {"seed": seed, "step": step + config.steps_per_round, "round": round}
       meta = {"round": round, **run.commit()}
-      checkpoints.save(round, state.params, state.optimizer, data, meta)
+      checkpoints.save(round, state.params, _moved(state), data, meta)
   return state.params
 
 
@@ -306,9 +306,15 @@ def _resume(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, trainer.shardings
   )
-  loaded = checkpoints.restore(latest, abstract.params, abstract.optimizer)
+  loaded = checkpoints.restore(latest, abstract.params, _moved(abstract))
   run.rewind(loaded["meta"])
   step = jax.device_put(np.int32(loaded["data"]["step"]), trainer.shardings.step)
-  return TrainState(step=step, params=loaded["params"], optimizer=loaded["optimizer"]), loaded[
-    "meta"
-  ]
+  moved = loaded["optimizer"]
+  optimizer, iterate = moved if state.iterate is not None else (moved, None)
+  state = TrainState(step=step, params=loaded["params"], optimizer=optimizer, iterate=iterate)
+  return state, loaded["meta"]
+
+
+def _moved(state: TrainState) -> Any:
+  """What a checkpoint keeps beside the model to go on from it."""
+  return state.optimizer if state.iterate is None else [state.optimizer, state.iterate]
