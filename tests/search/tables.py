@@ -1,5 +1,7 @@
 """Games that are tables: exact, instant, and hard on a search that is not quite right."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ from jaxzero.models.transformer import Output
 from jaxzero.search import frontier as frontier_lib
 from jaxzero.search import mcts
 from jaxzero.search import tree as tree_lib
-from jaxzero.search.expand import Weights
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.engine import make_weights
 from jaxzero.search.frontier import Expedition
 from jaxzero.search.game import Game
 from jaxzero.search.rules import Ruling
@@ -112,10 +115,8 @@ def bare_game(key, V, C, rows):
 
 
 def weights(**changes):
-  values = dict(
-    temperature=1.0, depth_bonus=0.1, value_weight=0.0, failure_weight=0.0, rollout_weight=1.0
-  )
-  return Weights(**{name: jnp.float32(value) for name, value in {**values, **changes}.items()})
+  """The defaults of `TreeConfig`, and changes."""
+  return make_weights(dataclasses.replace(TreeConfig(), **changes), 1.0)
 
 
 def path_of(tree, row, node):

@@ -93,12 +93,19 @@ def test_guided_without_weights_is_best_first():
   jax.tree.map(np.testing.assert_array_equal, a.tree, b.tree)
 
 
-@pytest.mark.parametrize(("value_weight", "failure_weight"), [(0.7, 0.0), (0.0, 1.5), (0.5, 0.8)])
-def test_guided_visits_what_a_slow_search_over_all_open_edges_would(value_weight, failure_weight):
+@pytest.mark.parametrize(
+  ("value_weight", "failure_weight", "regret_weight"),
+  [(0.7, 0.0, 0.0), (0.0, 1.5, 0.0), (0.0, 0.0, 0.6), (0.5, 0.8, 0.3)],
+)
+def test_guided_visits_what_a_slow_search_over_all_open_edges_would(
+  value_weight, failure_weight, regret_weight
+):
   made = case(13, ends=0.4)
   game, net, rules, gumbel = made
   frontier, _, _ = run(
-    made, GUIDED, weights(value_weight=value_weight, failure_weight=failure_weight)
+    made,
+    GUIDED,
+    weights(value_weight=value_weight, failure_weight=failure_weight, regret_weight=regret_weight),
   )
   logits, values = log_softmax(net.logits), 1 / (1 + np.exp(-np.asarray(net.values, float)))
   plain, _, _ = run(made, GUIDED)
@@ -111,7 +118,8 @@ def test_guided_visits_what_a_slow_search_over_all_open_edges_would(value_weight
 
     def push(path, score, log_p, edges=edges):
       for token in np.argsort(-log_p)[:A]:
-        edges[(*path, int(token))] = score + log_p[token] + 0.1
+        regret = regret_weight * log_p.max()
+        edges[(*path, int(token))] = score + log_p[token] - regret + 0.1
 
     def priority(edge, value=value, wrong=wrong, edges=edges):
       parent = edge[:-1]
