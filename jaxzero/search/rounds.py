@@ -121,13 +121,9 @@ def _pass(
   asked = jnp.sum(eligible, axis=1)
   # Whatever the order, all that were evaluated are visited: no replay.
   whole = jnp.all((length == 0) | (asked == length) | (jnp.reshape(visits, (-1,)) == 0))
-  chosen = present & (jnp.arange(width) < length[:, None])
-  return jax.lax.cond(
-    whole,
-    lambda g: _commit(search, g, leaf, chosen),
-    lambda g: _replay(search, g, action, leaf, present, length),
-    growth,
-  )
+  chosen = present & (jnp.arange(width) < length[:, None]) & whole
+  until = growth.simulations + length
+  return _replay(search, _commit(search, growth, leaf, chosen), action, leaf, present, until)
 
 
 def _root_visits(tree: Tree) -> jax.Array:
@@ -159,6 +155,7 @@ def _evaluate(
     tree=tree,
     state=state,
     size=growth.size + width,
+    nodes=growth.nodes + jnp.sum(new, axis=1),
     forwards=growth.forwards + 1,
     positions=growth.positions + width,
   )
@@ -185,11 +182,11 @@ def _replay(
   action: jax.Array,
   leaf: jax.Array,
   present: jax.Array,
-  length: jax.Array,
+  until: jax.Array,
 ) -> Growth:
-  """Visits `length` [B] leaves in the order in which the root's selection asks for them."""
+  """Visits leaves in the order in which the root's selection asks for them, until a row has made
+  `until` [B] simulations."""
   max_depth = growth.tree.path.shape[-1]
-  until = growth.simulations + length
 
   def going(growth):
     return growth.simulations < until
@@ -202,11 +199,13 @@ def _replay(
     growth = _commit(search, growth, there, (known & going(growth))[:, None])
     missing = ~known & going(growth)
 
-    def fetch(growth):
+    def fetch(carry):
+      _, growth = carry
       edge = descend(growth.tree, search.config, wanted[:, None], max_depth)
       growth, one = _evaluate(search, growth, *edge, missing[:, None])
-      return _commit(search, growth, one, missing[:, None])
+      return jnp.bool_(False), _commit(search, growth, one, missing[:, None])
 
-    return jax.lax.cond(jnp.any(missing), fetch, lambda g: g, growth)
+    # A loop of one turn at most: a branch would copy the KV cache.
+    return jax.lax.while_loop(lambda carry: carry[0], fetch, (jnp.any(missing), growth))[1]
 
   return jax.lax.while_loop(lambda g: jnp.any(going(g)), step, growth)
