@@ -19,21 +19,21 @@ from jaxzero.tasks.base import TaskConfig
 class ImproveConfig:
   """Rounds of self-play and learning from it."""
 
-  rounds: int = 44
-  replay_rounds: int = 8
+  rounds: int = 24
+  replay_rounds: int = 4
   """Learning draws from so many of the newest rounds."""
-  steps_per_round: int = 16
-  batch_size: int = 64
+  steps_per_round: int = 64
+  batch_size: int = 32
   supervised_share: float = 0.125
   """Share of each batch that is worked examples."""
-  solution_share: float = 0.6
-  """Share of each batch that is solutions which the search found; the rest are games as played."""
+  solution_share: float = 0.7
+  """Share of each batch that is solutions of lost games; the rest are games as played."""
   soft_targets: bool = False
   """Learn the trees' improved policies at a solution's moves, not the moves alone."""
-  evaluate_every: int = 5
+  evaluate_every: int = 4
   """Rounds between validations."""
   micro_batches: int = 1
-  optimizer: OptimizerConfig = OptimizerConfig()
+  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1.5e-3, average_steps=60)
   loss: LossConfig = LossConfig()
 
   def check(self) -> None:

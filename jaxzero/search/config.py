@@ -39,11 +39,11 @@ class TreeConfig:
   rescale_values: bool = False
   depth_bonus: float = 0.1
   """best_first, guided: how much a token's log-probability may fall short of 0 for free."""
-  regret_weight: float = 0.0
+  regret_weight: float = 0.5
   """guided: share of a token's log-probability that is measured against the likeliest one's."""
   value_weight: float = 0.0
   """guided: weight of the parent's log P(right) by the value head."""
-  failure_weight: float = 0.0
+  failure_weight: float = 0.5
   """guided: weight of -log(1 + wrong ends below the parent)."""
   max_run: int = 1
   """gumbel, puct: tokens of one edge. A run goes on while its token is forced, up to the next fork

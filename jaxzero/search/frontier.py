@@ -26,8 +26,6 @@ from jaxzero.search.networks import Network
 from jaxzero.search.rules import Rules
 from jaxzero.search.tree import Tree, at
 
-_GUIDED = ("guided", "without_replacement")  # orders that use more than the policy
-
 
 @chex.dataclass(frozen=True)
 class Frontier:
@@ -219,7 +217,7 @@ def _rescore(
 
 def _guidance(expedition: Expedition, tree: Tree, node: jax.Array) -> jax.Array:
   """[B, W] float32: what value head and wrong ends below say of node [B, W]."""
-  if expedition.config.order not in _GUIDED:
+  if expedition.config.order != "guided":
     return jnp.zeros(node.shape)
   weights = expedition.weights
   failures = jnp.maximum(at(tree.visits, node) * (1.0 - at(tree.value, node)), 0.0)
@@ -237,7 +235,7 @@ def _backup(
     tree = tree_lib.backup(
       frontier.tree, node[:, None], ended[:, None], discounted=expedition.rules.discounted
     )
-    if expedition.config.order not in _GUIDED:
+    if expedition.config.order != "guided":
       return frontier.replace(tree=tree)
     path = at(tree.path, node)
     above = jnp.arange(path.shape[1]) < at(tree.depth, node)[:, None] - 1

@@ -89,7 +89,7 @@ def think(
     quota = chunk // shards if given < count else rows // shards
     thoughts = thinker.advance(params, thoughts, weights, np.int32(quota))
     thoughts, insight, tree = thinker.swap(params, thoughts, fresh(given, chunk), weights)
-    prompts += chunk if given < count else 0
+    prompts += chunk
     given += chunk
     host = fetch(insight)
     wanted = [r for r, n in enumerate(host.number) if 0 <= n < keep_trees]

@@ -23,13 +23,13 @@ from jaxzero.tasks.transcript import encode_prompt
 
 @dataclasses.dataclass(frozen=True)
 class SelfPlayConfig:
-  play: PlayConfig = PlayConfig(tree=TreeConfig(order="without_replacement", num_simulations=96))
-  noise: float = 1.0
+  play: PlayConfig = PlayConfig(tree=TreeConfig(num_simulations=96))
+  noise: float = 0.3
   """Scale of the Gumbel noise at the roots."""
   temperature: float = 1.0
   """Of the policy that is played."""
-  episodes_per_round: int = 512
-  batch_size: int = 128
+  episodes_per_round: int = 1024
+  batch_size: int = 64
   keep_trees: int = 2
   """Episodes a round whose search tree is stored whole."""
 
