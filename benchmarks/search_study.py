@@ -45,18 +45,22 @@ GRID: dict[str, list[dict[str, float]]] = {
   "best_first": [
     {"temperature": t, "depth_bonus": b} for t, b in itertools.product((1.0, 1.5), (0.1, 0.3, 0.6))
   ],
-  "mcts": [],  # filled from best_first's choice, see `grid`
 }
-GUIDANCE = ((0.0, 0.3), (0.0, 0.8), (0.3, 0.0), (0.3, 0.3), (1.0, 0.3), (1.0, 0.0))
+# MCTS, which also tunes what it hears: (depth_bonus, regret, failure, value) with a verdict, without.
+HEARING = ((0.1, 0.5, 0.5, 0.0), (0.2, 0.5, 0.5, 0.0), (0.1, 0.5, 0.25, 0.0), (0.1, 1.0, 0.5, 0.0),
+           (0.1, 0.5, 1.0, 0.0), (0.1, 0.5, 0.5, 0.25))  # fmt: skip
+DEAF = ((0.1, 0.5, 0.0, 0.0), (0.1, 0.5, 0.0, 0.5), (0.1, 0.5, 0.0, 1.0), (0.1, 0.5, 0.0, 2.0),
+        (0.1, 0.5, 0.5, 0.5), (0.1, 0.5, 0.5, 1.0))  # fmt: skip
 
 
-def grid(strategy: str, chosen: dict[str, dict[str, float]]) -> list[dict[str, float]]:
-  """Six settings a strategy; MCTS tunes what it adds to best-first."""
+def grid(strategy: str, inside: bool) -> list[dict[str, float]]:
+  """Six settings a strategy."""
   if strategy != "mcts":
     return GRID[strategy]
+  names = ("depth_bonus", "regret_weight", "failure_weight", "value_weight")
   return [
-    {**chosen["best_first"], "value_weight": value, "failure_weight": failure}
-    for value, failure in GUIDANCE
+    {"temperature": 1.0, **dict(zip(names, values, strict=True))}
+    for values in (HEARING if inside else DEAF)
   ]
 
 
@@ -173,7 +177,7 @@ def tune(run, params, budgets, inside: bool) -> dict[str, Any]:
   tried = []
   for strategy in ("best_of_n", "shared_samples", "without_replacement", "best_first", "mcts"):
     scores = []
-    for knobs in grid(strategy, chosen):
+    for knobs in grid(strategy, inside):
       solved = curve(run, params, problems, strategy, knobs, budgets, inside)
       scores.append((area(solved), knobs))
       tried.append({"strategy": strategy, **knobs, "by_budget": solved.mean(1).tolist()})

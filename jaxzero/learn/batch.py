@@ -75,7 +75,8 @@ def put_episode(
     return
   P, C = len(episode.prompt_tokens), len(episode.tokens)
   arrays["outcome"][row] = episode.right
-  arrays["value_weight"][row, P - 1 : P + C - 1] = 1.0
+  # The last token's own position, too: there a search without a verifier asks what the end is worth.
+  arrays["value_weight"][row, P - 1 : P + C] = 1.0
 
 
 def put_solution(
