@@ -27,7 +27,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
-           bench decode|search|train     speed beside baselines
+           bench decode|search|selfplay|train   speed beside baselines
 """
 
 
@@ -76,7 +76,7 @@ class Bench:
   """Measure speed beside baselines: jaxzero bench decode --sizes 0.7M 5M --batch-sizes 1 64"""
 
   what: Annotated[str, tyro.conf.Positional]
-  """decode, search or train."""
+  """decode, search, selfplay or train."""
   batch_sizes: tuple[int, ...] = ()
   """One case each; default: 1 8 64 for decode, 64 for the others."""
   sizes: tuple[str, ...] = ("0.7M",)
@@ -314,10 +314,12 @@ def _report(arguments: list[str]) -> None:
 
 def _bench(arguments: list[str]) -> None:
   parsed = _parse(Bench, arguments, "jaxzero bench")
-  if parsed.what not in ("decode", "search", "train"):
-    raise UserError(f"there is no benchmark {parsed.what!r}; choose: decode, search, train.")
+  if parsed.what not in ("decode", "search", "selfplay", "train"):
+    raise UserError(
+      f"there is no benchmark {parsed.what!r}; choose: decode, search, selfplay, train."
+    )
   _start_jax(cache=False)  # compile times are measured, too
-  from jaxzero.bench import decode, search, timing, torch_baseline, train
+  from jaxzero.bench import decode, search, selfplay, timing, torch_baseline, train
 
   batches = parsed.batch_sizes or ((1, 8, 64) if parsed.what == "decode" else (64,))
   if parsed.what == "search":
@@ -329,11 +331,13 @@ def _bench(arguments: list[str]) -> None:
       parsed.parallel,
       parsed.repeats,
     )
+  elif parsed.what == "selfplay":
+    result = selfplay.bench_selfplay(batches, parsed.sizes, parsed.num_simulations, parsed.repeats)
   else:
     bench = decode.bench_decode if parsed.what == "decode" else train.bench_train
     result = bench(batches, parsed.sizes, parsed.repeats)
   print(timing.table(result))
-  if parsed.what != "search" and not torch_baseline.available():
+  if parsed.what in ("decode", "train") and not torch_baseline.available():
     print(torch_baseline.HINT)
   _write_json(parsed.json, result)
 

@@ -1,4 +1,4 @@
-"""How fast the tree search is, beside the plain decoding whose cost it should have, and stock mctx."""
+"""How fast the tree search is, beside plain decoding, whose cost it should have, and stock mctx."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def _case(model: ModelConfig, config: TreeConfig, batch: int, repeats: int) -> d
     "mctx_recompute": functools.partial(tree_search, model, stock, False),
     "mctx_path_kv": functools.partial(path_kv_search, model, stock),
   }
-  calls, compile_s = {}, {}
+  calls: dict[str, Callable[[], Any]] = {}
+  compile_s: dict[str, float] = {}
   for name, run in runs.items():
     compiled, compile_s[name] = compile_timed(run, params, game, gumbel)
     calls[name] = functools.partial(compiled, params, game, gumbel)

@@ -50,7 +50,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def compile_timed(
   function: Callable[..., Any], *arguments: Any
 ) -> tuple[Callable[..., Any], float]:
-  """The compiled function, and the seconds that XLA took for it (a persistent cache must be off)."""
+  """The compiled function, and the seconds XLA took for it (a persistent cache must be off)."""
   lowered = jax.jit(function).lower(*arguments)
   begin = time.perf_counter()
   compiled = lowered.compile()

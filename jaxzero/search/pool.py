@@ -18,8 +18,8 @@ from jaxzero.search.engine import Engine, make_weights
 from jaxzero.search.think import Insight
 from jaxzero.tasks.base import Problem
 
-REFILL = 8
-"""A batch is refilled by eighths: rows wait until so many are done."""
+REFILL = 16
+"""A batch is refilled by sixteenths: rows wait until so many are done."""
 
 
 @dataclasses.dataclass
@@ -37,30 +37,33 @@ def think(
   params: Params,
   problems: Sequence[Problem],
   keys: jax.Array,
-  limit: int,
+  limit: int | np.ndarray,
   config: TreeConfig,
   verify_inside: bool,
   noise: float = 0.0,
   temperature: float = 1.0,
   batch_size: int = 128,
   keep_trees: int = 0,
-  progress: Callable[[int], Any] = lambda count: None,
+  refill: int = REFILL,
+  progress: Callable[[float], Any] = lambda count: None,
 ) -> Thinking:
-  """Grows one tree a problem, up to `limit` nodes each.
+  """Grows one tree a problem, up to `limit` nodes each (one number, or [n] int32).
 
   Args:
     keys: [n] typed PRNG keys, one a problem, consumed.
     noise: scale of the Gumbel noise on the root's edges.
     temperature: of the policy that the search follows.
     keep_trees: how many of the first problems' trees to return.
+    refill: rows wait for each other until one in so many is done; 1: a batch at a time.
     progress: told of the problems that were finished.
   """
   shards, count = batch_shards(engine.mesh), len(problems)
-  chunk = engine.rows(max(1, min(batch_size, count) // REFILL))
+  chunk = engine.rows(max(1, min(batch_size, count) // refill))
   rows = chunk * max(1, -(-min(batch_size, count) // chunk))
   thinker = engine.thinker(config, verify_inside)
   weights = make_weights(config, temperature)
   raw_keys = np.asarray(jax.random.key_data(keys))
+  limits = np.broadcast_to(np.int32(limit), count)
 
   def fresh(begin: int, size: int) -> Any:
     index = list(range(begin, min(begin + size, count)))
@@ -73,7 +76,7 @@ def think(
     batch |= {
       "number": number,
       "keys": row_keys,
-      "limit": np.full(size, limit, np.int32),
+      "limit": np.resize(limits[index], size) if index else np.zeros(size, np.int32),
       "noise": np.full(size, noise, np.float32),
     }
     return thinker.start(params, shard_batch(engine.mesh, batch), weights)

@@ -36,6 +36,10 @@ class Rules(Protocol):
     left, this one included."""
     ...
 
+  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
+    """Int32 [...], equal where the same completions would be right from there on; None: unknown."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
@@ -57,6 +61,9 @@ class Verified:
       discount=1.0 - terminal,
     )
 
+  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
+    return self.verifier.fingerprint(judge)
+
 
 @dataclasses.dataclass(frozen=True)
 class Unverified:
@@ -73,3 +80,6 @@ class Unverified:
       reward=jnp.zeros(token.shape),
       discount=jnp.ones(token.shape),
     )
+
+  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
+    return None

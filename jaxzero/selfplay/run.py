@@ -76,12 +76,12 @@ def play_round(
       keys,
       config.play.tree.capacity,
       config.play.tree,
-      True,
-      config.noise,
-      config.temperature,
-      config.batch_size,
-      config.keep_trees,
-      progress.advance,
+      verify_inside=True,
+      noise=config.noise,
+      temperature=config.temperature,
+      batch_size=config.batch_size,
+      keep_trees=config.keep_trees,
+      progress=progress.advance,
     )
   episodes = [
     _episode(engine, config, thinking, i, problem, f"{seed}-{round}-{i}", model_step)
