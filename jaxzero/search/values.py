@@ -118,11 +118,12 @@ def _step(search: Search, growth: Growth) -> Growth:
   tree, state = search.expand(tree, growth.state, node, parent, action, present)
   tree = tree_lib.link(tree, node, present)
   start = jnp.where(running, growth.start, size)
-  goes_on = present[:, 0] & _goes_on(search, tree, size, start)
+  alive = present[:, 0] & ~at(tree.terminal, size) & (size < last)
+  forced = alive & _in_run(search, tree, size, start)
   if search.config.max_run > 1:
-    tree = tree.replace(
-      forced=tree_lib.write(tree.forced, node, goes_on[:, None], goes_on[:, None])
-    )
+    forced_there = tree_lib.write(tree.forced, node, forced[:, None], forced[:, None])
+    tree = tree.replace(forced=forced_there)
+  goes_on = alive if search.config.rollout else forced
   ended = present[:, 0] & ~goes_on
   returns = _mixed_return(search, tree, size, start)[:, None]
   new_found = (growth.found == 0) & at(tree.right, size) & present[:, 0]
@@ -166,18 +167,15 @@ def _settle(search: Search, growth: Growth) -> tuple[Growth, jax.Array, jax.Arra
   return growth, parent, action
 
 
-def _goes_on(search: Search, tree: Tree, node: jax.Array, start: jax.Array) -> jax.Array:
-  """[B] bool: the simulation that has just made `node` makes another."""
+def _in_run(search: Search, tree: Tree, node: jax.Array, start: jax.Array) -> jax.Array:
+  """[B] bool: the run that began at `start` and has just made `node` makes another."""
   config = search.config
-  alive = ~at(tree.terminal, node) & (node + 1 < tree.parent.shape[1])
-  if config.rollout:
-    return alive
   if config.max_run == 1:
-    return jnp.zeros_like(alive)
+    return jnp.zeros_like(node, bool)
   forced = jnp.max(at(tree.prior_logits, node), axis=-1) >= jnp.log(config.fork_threshold)
   for delimiter in search.delimiters:
     forced &= at(tree.token, node) != delimiter
-  return alive & forced & (node - start + 1 < config.max_run)
+  return forced & (node - start + 1 < config.max_run)
 
 
 def _mixed_return(search: Search, tree: Tree, leaf: jax.Array, start: jax.Array) -> jax.Array:

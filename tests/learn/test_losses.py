@@ -14,42 +14,48 @@ from jaxzero.learn.losses import LossConfig
 from jaxzero.models.transformer import Output
 from jaxzero.selfplay.episode import Episode
 
-B, T, V, A = 4, 10, 13, 3
+B, T, V, A = 6, 10, 13, 3
 
 
 def episode(seed, right=True, truncated=False, length=5):
+  """A game; one that was lost has a solution of another length beside it."""
   random = np.random.default_rng(seed)
-  searched = np.arange(length) % 2 == 0
-  candidates = np.array([random.permutation(V)[:A] for _ in range(length)])
-  weights = random.dirichlet(np.ones(A + 1), length)
+  harvested = random.integers(V, size=length if right else 4).astype(np.int32)
+  H = len(harvested)
   return Episode(
     episode_id=f"0-0-{seed}",
     problem_id="1 2 = 3",
     prompt="1 2 = 3",
     prompt_tokens=random.integers(V, size=3).astype(np.int32),
-    tokens=random.integers(V, size=length).astype(np.int32),
-    searched=searched,
-    candidates=np.where(searched[:, None], candidates, -1).astype(np.int32),
-    weights=np.where(searched[:, None], weights, 0).astype(np.float32),
-    root_values=np.zeros(length, np.float32),
-    visit_counts=np.zeros((length, A), np.int32),
+    tokens=harvested if right else random.integers(V, size=length).astype(np.int32),
+    harvested=harvested,
+    candidates=np.array([random.permutation(V)[:A] for _ in range(H)], np.int32),
+    weights=random.dirichlet(np.ones(A + 1), H).astype(np.float32),
+    values=np.zeros(H, np.float32),
+    visit_counts=np.zeros((H, A), np.int32),
     right=right,
     truncated=truncated,
-    harvested=np.zeros(0, np.int32),
+    forward_tokens=length,
     model_step=0,
     search={},
     tree=None,
   )
 
 
+LOST, WON = episode(0, right=False), episode(1, length=7)
+CUT_OFF = episode(2, right=False, truncated=True)
+
+
 @pytest.fixture(scope="module")
 def arrays():
-  """A lost, a won and a truncated game, and a text."""
+  """A lost, a won and a truncated game, a text, and the solutions of a lost game and a won one."""
   arrays = batch_lib.empty(B, T, A)
-  batch_lib.put_episode(arrays, 0, episode(0, right=False))
-  batch_lib.put_episode(arrays, 1, episode(1, right=True, length=7))
-  batch_lib.put_episode(arrays, 2, episode(2, truncated=True))
+  batch_lib.put_episode(arrays, 0, LOST)
+  batch_lib.put_episode(arrays, 1, WON, soft=True)
+  batch_lib.put_episode(arrays, 2, CUT_OFF)
   batch_lib.put_text(arrays, 3, [1, 2], [3, 4, 5])
+  batch_lib.put_solution(arrays, 4, LOST, soft=True)
+  batch_lib.put_solution(arrays, 5, WON)
   return arrays
 
 
@@ -150,20 +156,42 @@ def test_a_truncated_game_teaches_nothing(batch):
   assert batch.length[2] == 8, "it is still there to be read"
 
 
+def moves(game, completion):
+  """[T] bool: the positions that predict the completion's tokens."""
+  index = np.arange(T) - (len(game.prompt_tokens) - 1)
+  return (index >= 0) & (index < len(completion))
+
+
 def test_what_each_kind_of_row_teaches(batch):
-  lost, won = episode(0, right=False), episode(1, right=True, length=7)
-  for row, game in enumerate((lost, won)):
-    P, C = len(game.prompt_tokens), len(game.tokens)
-    moves = np.arange(T) - (P - 1)
-    inside = (moves >= 0) & (moves < C)
-    np.testing.assert_array_equal(batch.value_weight[row], inside)
-    np.testing.assert_array_equal(batch.soft_weight[row][inside], game.searched)
-    imitated = ~game.searched & game.right
-    np.testing.assert_array_equal(batch.hard_weight[row][inside], imitated)
-    assert not batch.hard_weight[row][~inside].any()
-    np.testing.assert_array_equal(batch.tokens[row, P : P + C], game.tokens)
+  nothing = np.zeros(T)
+  for row, game, completion, hard, soft, value in (
+    (0, LOST, LOST.tokens, 0, 0, 1),
+    (1, WON, WON.tokens, 0, 1, 1),
+    (2, CUT_OFF, CUT_OFF.tokens, 0, 0, 0),
+    (4, LOST, LOST.harvested, 0, 1, 0),
+    (5, WON, WON.harvested, 1, 0, 0),
+  ):
+    inside, P = moves(game, completion), len(game.prompt_tokens)
+    np.testing.assert_array_equal(batch.hard_weight[row], inside * hard)
+    np.testing.assert_array_equal(batch.soft_weight[row], inside * soft)
+    np.testing.assert_array_equal(batch.value_weight[row], inside * value)
+    np.testing.assert_array_equal(batch.tokens[row, P : P + len(completion)], completion)
+    assert batch.length[row] == P + len(completion)
+    if soft:
+      np.testing.assert_array_equal(batch.candidates[row][inside], game.candidates)
+      np.testing.assert_array_equal(batch.soft_target[row][inside], game.weights)
+    assert (batch.candidates[row][~inside] == -1).all()
+  np.testing.assert_array_equal(batch.outcome, [0, 1, 0, 0, 0, 0])
   np.testing.assert_array_equal(batch.hard_weight[3], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0])
-  assert not batch.value_weight[3].any()
+  np.testing.assert_array_equal(batch.soft_weight[3], nothing)
+  np.testing.assert_array_equal(batch.value_weight[3], nothing)
+
+
+def test_a_won_game_is_imitated_as_its_solution_is(batch):
+  arrays = batch_lib.empty(1, T, A)
+  batch_lib.put_episode(arrays, 0, WON)
+  np.testing.assert_array_equal(arrays["hard_weight"][0], batch.hard_weight[5])
+  np.testing.assert_array_equal(arrays["tokens"][0], batch.tokens[5])
 
 
 def test_the_parts_add_up_and_a_zero_weight_drops_its_part(batch, output):

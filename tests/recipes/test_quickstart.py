@@ -1,5 +1,6 @@
 """The whole story at smoke size: what a run leaves behind, and that its books balance."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,10 +29,18 @@ def test_configs_are_whole_and_survive_json(name):
 
 
 def test_the_config_tree_stays_small():
-  def knobs(value):
-    return sum(knobs(v) for v in value.values()) if isinstance(value, dict) else 1
+  """A class that is used twice is learned once."""
+  seen = set()
 
-  assert knobs(config_dict(Experiment())) <= 75
+  def knobs(config):
+    if not dataclasses.is_dataclass(config):
+      return 1
+    if type(config) in seen:
+      return 0
+    seen.add(type(config))
+    return sum(knobs(getattr(config, field.name)) for field in dataclasses.fields(config))
+
+  assert knobs(Experiment()) <= 75
 
 
 def test_a_run_leaves_what_is_promised(smoke_run):
@@ -74,7 +83,11 @@ def test_stored_episodes_are_valid_and_their_verdicts_true(smoke_run):
     if len(episode.harvested):
       assert grade(run.engine.task, run.tokenizer, problem, episode.harvested).right
     kept_trees += episode.tree is not None
-  assert kept_trees == 3
+  assert kept_trees == 3 * run.experiment.self_play.keep_trees
+  searched = sum(episode.forward_tokens for episode in episodes)
+  assert (
+    json.loads((smoke_run / "ledger.json").read_text())["selfplay"]["forward_tokens"] == searched
+  )
 
 
 def test_self_play_learns_on_train_problems_alone(smoke_run):

@@ -10,8 +10,8 @@ from jaxzero.learn.train import OptimizerConfig, Trainer
 from jaxzero.models.transformer import param_shardings
 from jaxzero.parallel.mesh import MeshConfig, make_mesh
 from jaxzero.parallel.sharding import shard_batch
+from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import Engine
-from jaxzero.search.mcts import MCTSConfig
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.transcript import encode_completion, encode_prompt
 
@@ -20,8 +20,8 @@ PROMPT, COMPLETION = 16, 30
 
 @pytest.fixture(scope="session")
 def play_config():
-  search = MCTSConfig(num_simulations=8, num_candidates=4, max_considered=4)
-  return PlayConfig(mcts=search, max_searches=20, max_tokens=COMPLETION)
+  tree = TreeConfig(order="gumbel", num_simulations=8, num_candidates=4, max_considered=4)
+  return PlayConfig(tree=tree, max_searches=20, max_tokens=COMPLETION)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.models.transformer import Output
+from jaxzero.search import mcts
 from jaxzero.search.expand import Weights
 from jaxzero.search.game import Game
 from jaxzero.search.rules import Ruling
 from jaxzero.search.tree import at
+
+# Tables take no time to compute; most of what these tests take is compiling.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+search = jax.jit(
+  mcts.search,
+  static_argnames=("config", "delimiters", "stop_when_found"),
+  compiler_options=QUICK,
+)
 
 
 @chex.dataclass(frozen=True)
@@ -49,18 +59,38 @@ class TableRules:
     )
 
 
+@chex.dataclass(frozen=True)
+class EndlessRules(TableRules):
+  """No room is ever short: what ends a path is the deepest that a tree may go."""
+
+  def play(self, judge, token, room):
+    return TableRules.play(self, judge, token, jnp.full_like(room, 99))
+
+
+@chex.dataclass(frozen=True)
+class VerdictRules(TableRules):
+  """Only an end is worth something: 1 where it is right."""
+
+  discounted = False
+
+  def play(self, judge, token, room):
+    ruling = TableRules.play(self, judge, token, room)
+    right = ruling.terminal & (ruling.reward > 0.0)
+    return ruling.replace(
+      right=right, reward=right.astype(jnp.float32), discount=1.0 - ruling.terminal
+    )
+
+
 def table(key, V, D=3, scale=2.0):
   a, b = jax.random.split(key)
   return Table(logits=scale * jax.random.normal(a, (D, V, V)), values=jax.random.normal(b, (D, V)))
 
 
-def table_rules(key, V, D=3, ends=0.1, rewarded=True):
+def table_rules(key, V, D=3, ends=0.2, kind=TableRules):
   a, b, c = jax.random.split(key, 3)
-  return TableRules(
-    rewards=jax.random.normal(a, (D, V)) * rewarded,
-    discounts=jax.random.uniform(b, (D, V), minval=0.5, maxval=1.0)
-    if rewarded
-    else jnp.ones((D, V)),
+  return kind(
+    rewards=jax.random.normal(a, (D, V)),
+    discounts=jax.random.uniform(b, (D, V), minval=0.5, maxval=1.0),
     ends=jax.random.uniform(c, (D, V)) < ends,
   )
 
@@ -73,6 +103,7 @@ def bare_game(key, V, C, rows):
     length=jnp.zeros(rows, jnp.int32),
     logits=jax.nn.log_softmax(2.0 * jax.random.normal(key, (rows, V))),
     value=jax.random.uniform(key, (rows,)),
+    judge=jnp.zeros((rows, 1), jnp.int32),
     cache=(),
   )
 
@@ -82,3 +113,13 @@ def weights(**changes):
     temperature=1.0, depth_bonus=0.1, value_weight=0.0, failure_weight=0.0, rollout_weight=1.0
   )
   return Weights(**{name: jnp.float32(value) for name, value in {**values, **changes}.items()})
+
+
+def path_of(tree, row, node):
+  """The tokens from below the root to a node; numpy arrays."""
+  return tuple(tree.token[row, tree.path[row, node, : tree.depth[row, node]]].tolist())
+
+
+def paths(tree, row, size):
+  """The paths of a row's nodes, in the order in which they were made."""
+  return [path_of(tree, row, node) for node in range(1, size)]
