@@ -1,0 +1,430 @@
+"""Subtree reuse: what is inherited is what was there, and the search goes on as if it never
+stopped."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tables import QUICK, bare_game, path_of, search, table_rules, weights
+
+from jaxzero.errors import UserError
+from jaxzero.models.transformer import Output, init_params
+from jaxzero.search import play as play_lib
+from jaxzero.search import reuse
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.engine import Engine
+from jaxzero.search.mcts import most_inherited, most_nodes, tree_slots
+from jaxzero.search.networks import Recompute
+from jaxzero.search.play import PlayConfig
+from jaxzero.search.rounds import considered_visits
+from jaxzero.search.select import root_visits
+from jaxzero.search.tree import NO_NODE, at, plant
+
+ROWS, V, C, MOVES = 16, 8, 10, 4
+GUMBEL = TreeConfig(
+  order="gumbel",
+  num_simulations=24,
+  num_candidates=6,
+  max_considered=4,
+  value_scale=1.0,
+  reuse=True,
+)
+LAZY = dataclasses.replace(GUMBEL, parallel="lazy")
+# Nothing is dropped: the whole vocabulary is offered, and a subtree is never too large.
+PUCT = dataclasses.replace(GUMBEL, order="puct", num_candidates=V, num_nodes=24 * MOVES)
+EXACT = ("token", "candidates", "visit_counts")
+
+
+@chex.dataclass(frozen=True)
+class Chained:
+  """What follows depends on the whole way there, by a code that a node keeps as others keep KV."""
+
+  logits: jax.Array  # [K, V]
+  values: jax.Array  # [K], logits of P(right)
+  code: jax.Array  # [B] uint32: the root's
+  slots: jax.Array  # [B, S] uint32: one for every node below
+
+  def initial_state(self):
+    return self.slots
+
+  def evaluate(self, state, tree, node, present):
+    parent = at(tree.parent, node)
+    above = jnp.where(parent > 0, at(state, jnp.maximum(parent - 1, 0)), self.code[:, None])
+    code = self.next_code(above, at(tree.token, node))
+    slot = jnp.where(present, node - 1, state.shape[1])
+    state = state.at[jnp.arange(len(state))[:, None], slot].set(code, mode="drop")
+    return self.look_up(code), state
+
+  def inherit(self, state, source):
+    return state.at[:, : source.shape[1]].set(at(state, jnp.maximum(source - 1, 0)))
+
+  def next_code(self, code, token):
+    return code * 17 + token.astype(jnp.uint32) + 1
+
+  def look_up(self, code):
+    entry = code % len(self.values)
+    return Output(self.logits[entry], self.values[entry])
+
+
+@dataclasses.dataclass
+class Match:
+  """Games in progress, searched move after move."""
+
+  config: TreeConfig
+  rules: object
+  net: Chained
+  game: object
+  past: reuse.Past
+  noise: float = 1.0
+  plies: int = 0
+
+  def think(self):
+    key = jax.random.fold_in(jax.random.key(7), self.plies)
+    gumbel = self.noise * jax.random.gumbel(key, (ROWS, V))
+    arguments = (self.game, self.net, self.config, gumbel, self.rules, self.game.judge, weights())
+    return search(*arguments, past=self.past)
+
+  def play(self, out):
+    """Commits the moves that a search advises."""
+    game, net, past = _commit(self.game, self.net, out)
+    return dataclasses.replace(self, game=game, net=net, past=past, plies=self.plies + 1)
+
+
+@jax.jit
+def _commit(game, net, out):
+  net = net.replace(code=net.next_code(net.code, out.token), slots=out.state)
+  said = net.look_up(net.code)
+  here = jnp.arange(C) == game.length[:, None]
+  game = game.replace(
+    completion=jnp.where(here, out.token[:, None], game.completion),
+    length=game.length + 1,
+    logits=jax.nn.log_softmax(said.logits),
+    value=jax.nn.sigmoid(said.value_logits),
+    judge=game.judge + 1,
+  )
+  past = reuse.Past(tree=out.tree, node=jnp.zeros(ROWS, jnp.int32))
+  return game, net, reuse.follow(past, out.token, jnp.ones(ROWS, bool))
+
+
+def match(config, seed=0, noise=1.0, ends=0.1):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  game = bare_game(keys[0], V, C, ROWS)
+  S, A = tree_slots(config), config.num_candidates
+  net = Chained(
+    logits=1.5 * jax.random.normal(keys[1], (1009, V)),
+    values=jax.random.normal(keys[2], (1009,)),
+    code=jnp.arange(ROWS, dtype=jnp.uint32),
+    slots=jnp.zeros((ROWS, S), jnp.uint32),
+  )
+  nothing = jnp.zeros((ROWS, A))
+  root = plant(S + 1, C, nothing.astype(jnp.int32), nothing, game.value, game.judge)
+  past = reuse.Past(tree=root, node=jnp.full(ROWS, NO_NODE))
+  return Match(config, table_rules(keys[3], V, ends=ends), net, game, past, noise)
+
+
+def played(config, moves=MOVES, **settings):
+  """The searches of a few moves, each with the match as it stood before."""
+  game, record = match(config, **settings), []
+  for _ in range(moves):
+    out = game.think()
+    record.append((game, out))
+    game = game.play(out)
+  return record
+
+
+@pytest.fixture(scope="module")
+def gumbel():
+  return played(GUMBEL)
+
+
+@functools.partial(jax.jit, static_argnums=4, compiler_options=QUICK)
+def inherit(past, candidates, value, net, keep):
+  """Below new roots: the subtree, its source, and its state."""
+  logits = jnp.zeros(candidates.shape)
+  nodes, depth = past.tree.path.shape[1:]
+  fresh = plant(nodes, depth, candidates, logits, value, jnp.zeros((ROWS, 1), jnp.int32))
+  tree, source = reuse.subtree(past, fresh, keep)
+  return tree, source, net.inherit(net.slots, source)
+
+
+def nodes_of(tree, state, row, below=()):
+  """A row's linked nodes under a path of tokens: their paths from there, and all that is known."""
+  fields = ("visits", "value", "raw_value", "reward", "discount", "terminal", "right", "forced")
+  fields += ("candidates", "prior_logits", "judge")
+  found = {}
+  for node in range(1, tree.parent.shape[1]):
+    parent, action = tree.parent[row, node], tree.action[row, node]
+    if parent < 0 or tree.children[row, parent, action] != node:
+      continue
+    path = path_of(tree, row, node)
+    assert parent < node and tree.depth[row, node] == tree.depth[row, parent] + 1
+    assert tree.candidates[row, parent, action] == path[-1]
+    assert path == (*(path_of(tree, row, parent) if parent else ()), path[-1])
+    if path[: len(below)] == below and path != below:
+      known = [np.asarray(getattr(tree, name)[row, node]).tolist() for name in fields]
+      known.append([c >= 0 for c in tree.children[row, node]])
+      found[path[len(below) :]] = (*known, int(state[row, node - 1]))
+  return found
+
+
+@pytest.mark.parametrize("keep", [24, 3])
+def test_a_subtree_is_what_hung_below_its_root(gumbel, keep):
+  game, out = gumbel[1]
+  old = jax.device_get(out.tree)
+  first = np.asarray(at(out.tree.children, jnp.zeros(ROWS, jnp.int32)))
+  visits = np.asarray(out.visit_counts)
+  root = first[np.arange(ROWS), visits.argmax(axis=1)]
+  grandchild = old.children[np.arange(ROWS), root].max(axis=1)
+  root = np.where((np.arange(ROWS) % 4 == 3) & (grandchild > 0), grandchild, root)
+  root[0], root[1] = 0, NO_NODE
+  random = np.random.default_rng(0)
+  candidates = np.stack([random.permutation(V)[: GUMBEL.num_candidates] for _ in range(ROWS)])
+  past = reuse.Past(tree=out.tree, node=jnp.asarray(root))
+  net = game.net.replace(slots=out.state)
+  value = jnp.full(ROWS, 0.25)
+  tree, _, state = jax.device_get(inherit(past, jnp.asarray(candidates), value, net, keep))
+  dropped = 0
+  for row in range(ROWS):
+    got = nodes_of(tree, state, row)
+    below = path_of(old, row, root[row]) if root[row] > 0 else None
+    there = nodes_of(old, out.state, row, below) if below else {}
+    offered = [path for path in there if path[0] in candidates[row]]
+    dropped += len(there) - len(offered)
+    assert list(got) == offered[:keep], "in order of creation, the oldest"
+    linked = -2  # whose children are there: those that were dropped are gone
+    for path, known in got.items():
+      assert known[:linked] == there[path][:linked] and known[-1] == there[path][-1]
+      assert sum(known[linked]) == sum(other[:-1] == path for other in got)
+    children = [(k[0], k[3] + k[4] * k[1]) for path, k in got.items() if len(path) == 1]
+    total = 1 + sum(n for n, _ in children)
+    assert tree.visits[row, 0] == total
+    mean = (0.25 + sum(n * q for n, q in children)) / total
+    np.testing.assert_allclose(tree.value[row, 0], mean, atol=1e-5)
+    assert (tree.parent[row, len(got) + 1 :] == NO_NODE).all()
+  assert dropped and not nodes_of(tree, state, 0) and not nodes_of(tree, state, 1)
+
+
+class Whole:
+  """PUCT in plain Python, on a tree that is never thrown away: a root moves down in it."""
+
+  def __init__(self, match, row):
+    self.net, self.rules = match.net, jax.device_get(match.rules)
+    self.logits, self.values = np.asarray(match.net.logits), np.asarray(match.net.values)
+    self.root = self.node(int(match.net.code[row]), 0)
+    self.root["prior"] = np.exp(np.asarray(match.game.logits[row], float))
+    self.root["value"] = float(match.game.value[row])
+
+  def node(self, code, depth, reward=0.0, discount=1.0, ended=False):
+    logits = self.logits[code % 1009].astype(float)
+    prior = np.exp(logits - logits.max())
+    raw = 0.0 if ended else 1 / (1 + np.exp(-float(self.values[code % 1009])))
+    return dict(
+      code=code,
+      depth=depth,
+      reward=reward,
+      discount=discount,
+      ended=ended,
+      prior=prior / prior.sum(),
+      raw=raw,
+      value=raw,
+      visits=0 if depth else 1,
+      children={},
+    )
+
+  def child(self, node, token):
+    if token not in node["children"]:
+      depth, code = node["depth"], (node["code"] * 17 + token + 1) % 2**32
+      table = depth % self.rules.rewards.shape[0]
+      ended = bool(self.rules.ends[table, token]) or C - depth <= 1
+      discount = 0.0 if ended else float(self.rules.discounts[table, token])
+      reward = float(self.rules.rewards[table, token])
+      node["children"][token] = self.node(code, depth + 1, reward, discount, ended)
+    return node["children"][token]
+
+  def select(self, node):
+    visits, q = np.zeros(V), np.zeros(V)
+    for token, child in node["children"].items():
+      visits[token] = child["visits"]
+      q[token] = child["reward"] + child["discount"] * child["value"]
+    seen = np.where(visits > 0, q, node["value"])
+    low, high = min(node["value"], seen.min()), max(node["value"], seen.max())
+    q = (np.where(visits > 0, q, low) - low) / max(high - low, 1e-8)
+    n = node["visits"]
+    weight = np.sqrt(n) * (1.25 + np.log((n + 19653) / 19652))
+    return int(np.argmax(q + weight * node["prior"] / (visits + 1)))
+
+  def simulate(self):
+    path = [self.root]
+    while path[-1]["visits"] and not path[-1]["ended"]:
+      path.append(self.child(path[-1], self.select(path[-1])))
+    leaf = path.pop()
+    leaf["visits"] += 1
+    seen = leaf["reward"] + leaf["discount"] * leaf["raw"]
+    for node in reversed(path):
+      node["value"] = (node["value"] * node["visits"] + seen) / (node["visits"] + 1)
+      node["visits"] += 1
+      seen = node["reward"] + node["discount"] * seen
+
+  def visits(self):
+    children = self.root["children"]
+    return [children[token]["visits"] if token in children else 0 for token in range(V)]
+
+
+def test_puct_goes_on_like_a_search_that_kept_its_whole_tree():
+  record = played(PUCT, noise=0.5)
+  compared = 0  # searches that had something to go on from
+  for row in range(ROWS):
+    oracle = Whole(record[0][0], row)
+    for _, out in record:
+      for _ in range(PUCT.num_simulations):
+        oracle.simulate()
+      got = dict(zip(out.candidates[row].tolist(), out.visit_counts[row].tolist(), strict=True))
+      assert [got[token] for token in range(V)] == oracle.visits()
+      np.testing.assert_allclose(out.root_value[row], oracle.root["value"], atol=1e-4)
+      compared += oracle.root["depth"] > 0
+      oracle.root = oracle.child(oracle.root, int(out.token[row]))
+      if oracle.root["ended"]:
+        break
+  assert compared > ROWS
+
+
+def test_halving_runs_its_whole_schedule_on_new_visits(gumbel):
+  schedule = considered_visits(GUMBEL.max_considered, GUMBEL.num_simulations)
+  expected, some = np.bincount(schedule, minlength=GUMBEL.num_simulations), 0
+  for game, out in gumbel:
+    before = inherit(game.past, out.candidates, game.game.value, game.net, most_inherited(GUMBEL))
+    inherited = np.asarray(root_visits(before[0]))
+    new = np.asarray(out.visit_counts) - inherited
+    assert (new >= 0).all()
+    for row in range(ROWS):
+      at_least = [(new[row] > visits).sum() for visits in range(GUMBEL.num_simulations)]
+      np.testing.assert_array_equal(at_least, expected)
+      move = np.flatnonzero(np.asarray(out.candidates[row]) == int(out.token[row]))
+      assert new[row, move] == new[row].max()
+    some += (inherited > 0).sum()
+  assert some > MOVES * ROWS / 2
+
+
+def test_visits_are_conserved_and_most_of_them_are_had_for_nothing(gumbel):
+  plain = played(dataclasses.replace(GUMBEL, reuse=False))
+  price = {}
+  for name, record in {"reuse": gumbel, "plain": plain}.items():
+    for _, out in record:
+      total = np.asarray(out.visit_counts).sum(axis=1)
+      np.testing.assert_array_equal(np.asarray(out.tree.visits[:, 0]), 1 + total)
+      assert (np.asarray(out.nodes) <= most_nodes(GUMBEL)).all()
+    nodes = sum(int(out.nodes.sum()) for _, out in record[1:])
+    price[name] = nodes / sum(int(out.visit_counts.sum()) for _, out in record[1:])
+  print(price)
+  assert price["reuse"] < 0.8 * price["plain"]
+
+
+def test_nothing_inherited_is_a_plain_search(gumbel):
+  reused, plain = gumbel[0][1], match(dataclasses.replace(GUMBEL, reuse=False)).think()
+  for name in (*EXACT, "weights", "root_value", "nodes"):
+    np.testing.assert_array_equal(getattr(reused, name), getattr(plain, name))
+
+
+def test_a_pass_in_one_forward_inherits_as_one_leaf_at_a_time(gumbel):
+  lazy = played(LAZY)
+  for (_, one), (_, many) in zip(gumbel, lazy, strict=True):
+    for name in EXACT:
+      np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
+    np.testing.assert_allclose(many.weights, one.weights, atol=1e-4)
+    assert int(many.forwards) < int(one.forwards)
+    assert int(many.nodes.max()) <= most_nodes(LAZY)
+
+
+def test_a_row_that_leaves_its_tree_inherits_nothing(gumbel):
+  _, out = gumbel[0]
+  past = reuse.Past(tree=out.tree, node=jnp.zeros(ROWS, jnp.int32))
+  absent = np.setdiff1d(np.arange(V), np.asarray(out.candidates[0]))[0]
+  token = out.token.at[0].set(int(absent))
+  moving = jnp.arange(ROWS) != 1
+  node = np.asarray(reuse.follow(past, token, moving).node)
+  assert node[0] == NO_NODE and node[1] == 0 and (node[2:] > 0).all()
+  np.testing.assert_array_equal(
+    np.asarray(out.tree.token)[2:, :][range(ROWS - 2), node[2:]], token[2:]
+  )
+  again = reuse.follow(past.replace(node=jnp.full(ROWS, NO_NODE)), token, moving)
+  assert (np.asarray(again.node) == NO_NODE).all()
+
+
+TINY = PlayConfig(
+  tree=dataclasses.replace(
+    GUMBEL, num_simulations=8, max_considered=4, num_candidates=4, fork_threshold=0.5
+  ),
+  max_searches=6,
+  max_tokens=12,
+)
+
+
+@pytest.fixture(scope="module")
+def thoughts(tiny_model, tokenizer, task, mesh1):
+  """Plays of a random transformer by a budget; `anew` compiles them again."""
+  params = init_params(tiny_model, tokenizer.vocab_size, jax.random.key(1))
+  params["value"] = jax.random.normal(jax.random.key(2), params["value"].shape)
+  params["unembed"] = 2.5 * params["unembed"]
+  new_engine = functools.partial(Engine, tiny_model, tokenizer, task, mesh1, 16, TINY.max_tokens)
+  first = new_engine()
+  batch = first.encode(list(task.problems("train", 0, 4)), 4)
+  keys = jax.random.split(jax.random.key(3), 4)
+
+  def think(budget=400, anew=False):
+    engine = new_engine() if anew else first
+    budget = np.broadcast_to(np.int32(budget), 4)
+    return engine.play(params, batch, keys, budget, 1.0, 1.0, TINY, True, False)
+
+  return think
+
+
+class Recomputed(Recompute):
+  """No KV at all; the cache of what is played rests as it is."""
+
+  def __init__(self, model, layers, game):
+    super().__init__(model, game)
+
+  def initial_state(self):
+    return self.game.cache
+
+
+def test_kv_moves_with_its_nodes(thoughts, monkeypatch):
+  cached = thoughts()
+  monkeypatch.setattr(play_lib, "TreeCache", Recomputed)
+  recomputed = thoughts(anew=True)
+  assert (cached.moves.visit_counts.sum(axis=-1) > TINY.tree.num_simulations).any()
+  for x, y in zip(jax.tree.leaves(cached.moves), jax.tree.leaves(recomputed.moves), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-4)
+  np.testing.assert_array_equal(cached.completion, recomputed.completion)
+  np.testing.assert_array_equal(cached.forward_tokens, recomputed.forward_tokens)
+
+
+def test_the_budget_is_a_cap_on_new_nodes(thoughts):
+  N = TINY.tree.num_simulations
+  for budget in (0, 11, 45, 400):
+    out = thoughts(budget)
+    searches = out.moves.searched.sum(axis=1)
+    assert (out.forward_tokens <= budget).all()
+    assert (out.forward_tokens <= out.length + N * searches).all()
+    assert (out.forward_tokens >= out.length).all()
+  inherited = out.moves.visit_counts.sum(axis=-1)[out.moves.searched] - N
+  assert (inherited >= 0).all() and (inherited > 0).any()
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [dict(order="guided"), dict(parallel="exact"), dict(backend="mctx")],
+  ids=lambda changes: "".join(changes),
+)
+def test_reuse_is_refused_where_it_is_not_made_for(changes):
+  with pytest.raises(UserError, match="reuse"):
+    dataclasses.replace(GUMBEL, **changes).check(None)
+
+
+def test_reuse_is_granted():
+  for config in (GUMBEL, LAZY, PUCT):
+    config.check(V)
