@@ -124,7 +124,7 @@ def search(
     growth = values.begin(tree, state, inherited)
     grow = {"none": values.grow, "exact": rounds.grow_exact, "lazy": rounds.grow_lazy}
     growth = grow[config.parallel](setting, growth)
-    tree, state, nodes = growth.tree, growth.state, growth.size - 1 - inherited
+    tree, state, nodes = growth.tree, growth.state, growth.nodes
     forwards, positions = growth.forwards, growth.positions
   return _advice(game, setting, tree, state, nodes, forwards, positions)
 

@@ -151,6 +151,7 @@ def _evaluate(
     tree=tree,
     state=state,
     size=growth.size + width,
+    nodes=growth.nodes + jnp.sum(new, axis=1),
     forwards=growth.forwards + 1,
     positions=growth.positions + width,
   )

@@ -63,7 +63,8 @@ class Growth:
 
   tree: Tree
   state: Any  # the network's
-  size: jax.Array  # [B] int32: slots taken so far, the root's included
+  size: jax.Array  # [B] int32: where the next node goes
+  nodes: jax.Array  # [B] int32: nodes that the network evaluated for this row
   simulations: jax.Array  # [B] int32: those finished
   cursor: jax.Array  # [B] int32: the last node of a simulation that goes on
   start: jax.Array  # [B] int32: its first new node
@@ -80,6 +81,7 @@ def begin(tree: Tree, state: Any, reserved: int = 0) -> Growth:
     tree=tree,
     state=state,
     size=zeros + 1 + reserved,
+    nodes=zeros,
     simulations=zeros,
     cursor=zeros,
     start=zeros,
@@ -131,6 +133,7 @@ def _step(search: Search, growth: Growth) -> Growth:
     tree=search.backup(tree, node, ended[:, None], returns),
     state=state,
     size=growth.size + present[:, 0],
+    nodes=growth.nodes + present[:, 0],
     simulations=growth.simulations + ended,
     cursor=size,
     start=start,
