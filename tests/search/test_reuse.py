@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import QUICK, bare_game, path_of, search, table_rules, weights
+from tables import QUICK, EvenSum, bare_game, path_of, search, table_rules, weights
 
 from jaxzero.errors import UserError
-from jaxzero.models.transformer import Output, init_params
+from jaxzero.models.transformer import Output, bind, init_params
 from jaxzero.search import play as play_lib
 from jaxzero.search import reuse
 from jaxzero.search.config import TreeConfig
-from jaxzero.search.engine import Engine
 from jaxzero.search.mcts import most_inherited, most_nodes, tree_slots
 from jaxzero.search.networks import Recompute
 from jaxzero.search.play import PlayConfig
@@ -25,16 +24,19 @@ from jaxzero.search.select import root_visits
 from jaxzero.search.tree import NO_NODE, at, plant
 
 ROWS, V, C, MOVES = 16, 8, 10, 4
+# Q-values weigh more with every visit, so the order of actions changes even within a first pass.
 GUMBEL = TreeConfig(
   order="gumbel",
   num_simulations=24,
   num_candidates=6,
-  max_considered=4,
-  value_scale=1.0,
+  max_considered=3,
+  value_scale=2.0,
+  maxvisit_init=2.0,
   reuse=True,
 )
 LAZY = dataclasses.replace(GUMBEL, parallel="lazy")
 # Nothing is dropped: the whole vocabulary is offered, and a subtree is never too large.
+DIVES = dataclasses.replace(GUMBEL, rollout=True, num_nodes=40)
 PUCT = dataclasses.replace(GUMBEL, order="puct", num_candidates=V, num_nodes=24 * MOVES)
 EXACT = ("token", "candidates", "visit_counts")
 
@@ -110,7 +112,7 @@ def _commit(game, net, out):
   return game, net, reuse.follow(past, out.token, jnp.ones(ROWS, bool))
 
 
-def match(config, seed=0, noise=1.0, ends=0.1):
+def match(config, seed=1, noise=1.0, ends=0.1):
   keys = jax.random.split(jax.random.key(seed), 4)
   game = bare_game(keys[0], V, C, ROWS)
   S, A = tree_slots(config), config.num_candidates
@@ -339,6 +341,20 @@ def test_a_pass_in_one_forward_inherits_as_one_leaf_at_a_time(gumbel):
     assert int(many.nodes.max()) <= most_nodes(LAZY)
 
 
+def test_dives_are_inherited_with_all_their_tokens():
+  past: set = set()
+  for game, out in jax.device_get(played(DIVES, moves=3)):
+    assert (out.nodes <= most_nodes(DIVES)).all()
+    np.testing.assert_array_equal(out.tree.visits[:, 0], 1 + out.visit_counts.sum(axis=1))
+    now = set()
+    for row in range(ROWS):
+      prefix = tuple(game.game.completion[row, : game.game.length[row]].tolist())
+      now |= {(row, *prefix, *path) for path in nodes_of(out.tree, out.state, row)}
+    inherited = len(now) - out.nodes.sum()
+    assert bool(inherited) == bool(past) and inherited <= len(now & past)
+    past |= now
+
+
 def test_a_row_that_leaves_its_tree_inherits_nothing(gumbel):
   _, out = gumbel[0]
   past = reuse.Past(tree=out.tree, node=jnp.zeros(ROWS, jnp.int32))
@@ -356,7 +372,7 @@ def test_a_row_that_leaves_its_tree_inherits_nothing(gumbel):
 
 TINY = PlayConfig(
   tree=dataclasses.replace(
-    GUMBEL, num_simulations=8, max_considered=4, num_candidates=4, fork_threshold=0.5
+    GUMBEL, num_simulations=12, num_candidates=4, maxvisit_init=50.0, fork_threshold=0.9
   ),
   max_searches=6,
   max_tokens=12,
@@ -364,20 +380,27 @@ TINY = PlayConfig(
 
 
 @pytest.fixture(scope="module")
-def thoughts(tiny_model, tokenizer, task, mesh1):
+def thoughts(tiny_model):
   """Plays of a random transformer by a budget; `anew` compiles them again."""
-  params = init_params(tiny_model, tokenizer.vocab_size, jax.random.key(1))
+  verifier = EvenSum()
+  params = init_params(tiny_model, 16, jax.random.key(1))
   params["value"] = jax.random.normal(jax.random.key(2), params["value"].shape)
-  params["unembed"] = 2.5 * params["unembed"]
-  new_engine = functools.partial(Engine, tiny_model, tokenizer, task, mesh1, 16, TINY.max_tokens)
-  first = new_engine()
-  batch = first.encode(list(task.problems("train", 0, 4)), 4)
-  keys = jax.random.split(jax.random.key(3), 4)
+  params["unembed"] = 2.0 * params["unembed"]
+  prompts = jax.random.randint(jax.random.key(3), (4, 5), 3, 16)
+  keys, ones = jax.random.split(jax.random.key(4), 4), jnp.ones(4)
+
+  def play(params, budget):
+    model = bind(tiny_model, 16, params)
+    judge = verifier.start(prompts)
+    batch = (prompts, jnp.arange(2, 6), judge, keys, budget, 0.3 * ones, ones, weights())
+    layers = model.unstack()
+    return play_lib.play(model, layers, *batch, TINY, verifier, verifier.end_id, (), False, False)
+
+  compiled = jax.jit(play, compiler_options=QUICK)
 
   def think(budget=400, anew=False):
-    engine = new_engine() if anew else first
-    budget = np.broadcast_to(np.int32(budget), 4)
-    return engine.play(params, batch, keys, budget, 1.0, 1.0, TINY, True, False)
+    run = jax.jit(lambda *args: play(*args), compiler_options=QUICK) if anew else compiled
+    return jax.device_get(run(params, jnp.full(4, budget)))
 
   return think
 
@@ -396,7 +419,7 @@ def test_kv_moves_with_its_nodes(thoughts, monkeypatch):
   cached = thoughts()
   monkeypatch.setattr(play_lib, "TreeCache", Recomputed)
   recomputed = thoughts(anew=True)
-  assert (cached.moves.visit_counts.sum(axis=-1) > TINY.tree.num_simulations).any()
+  assert (cached.moves.visit_counts.sum(axis=-1) > TINY.tree.num_simulations).sum() > 10
   for x, y in zip(jax.tree.leaves(cached.moves), jax.tree.leaves(recomputed.moves), strict=True):
     np.testing.assert_allclose(x, y, atol=1e-4)
   np.testing.assert_array_equal(cached.completion, recomputed.completion)
