@@ -43,8 +43,6 @@ class TreeConfig:
   """guided: weight of the parent's log P(right) by the value head."""
   failure_weight: float = 0.0
   """guided: weight of -log(1 + wrong ends below the parent)."""
-  transpositions: bool = True
-  """guided, without_replacement: close a node that leaves the verifier where another node does."""
   max_run: int = 1
   """gumbel, puct: tokens of one edge. A run goes on while its token is forced, up to the next fork
   or delimiter."""

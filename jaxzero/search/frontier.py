@@ -43,7 +43,6 @@ class Frontier:
   best: jax.Array  # [B, M] float32: the largest score of each node's edges
   guidance: jax.Array  # [B, M] float32, added to the scores of a node's edges
   log_p: jax.Array  # [B, M] float32: log-probability of the path from the root
-  fingerprint: jax.Array  # [B, M] int32: what the rules call the same situation
   cursor: jax.Array  # [B] int32: where a sample in the making stands (shared_samples)
   samples: jax.Array  # [B] int32: samples begun (shared_samples)
   ends: jax.Array  # [B] int32: terminals met
@@ -95,7 +94,6 @@ def begin(
     best=jnp.full((B, M), -jnp.inf).at[:, 0].set(jnp.max(first, axis=1)),
     guidance=jnp.zeros((B, M)),
     log_p=jnp.zeros((B, M)),
-    fingerprint=jnp.zeros((B, M), jnp.int32),
     cursor=zeros,
     samples=zeros,
     ends=zeros,
@@ -197,8 +195,7 @@ def _rescore(
       opened = conditional_gumbels(edge, log_p + logits, _noise(before.keys, node, A))
     case _:
       opened = jnp.zeros_like(logits)
-  fingerprint, known = _situation(expedition, before, new.tree, node)
-  opened = jnp.where((at(new.tree.terminal, node) | known)[:, None], -jnp.inf, opened)
+  opened = jnp.where(at(new.tree.terminal, node)[:, None], -jnp.inf, opened)
   closed = jnp.where(jnp.arange(A) == action[:, None], -jnp.inf, row)
   if expedition.config.order == "shared_samples":
     closed = row  # an edge is drawn again and again
@@ -208,31 +205,12 @@ def _rescore(
     ("score", node, opened),
     ("best", node, jnp.max(opened, axis=1)),
     ("log_p", node, log_p[:, 0]),
-    ("fingerprint", node, fingerprint),
     ("guidance", node, _guidance(expedition, new.tree, node[:, None])[:, 0]),
   ]
-  fields = {
-    name: getattr(new, name) for name in ("score", "best", "log_p", "guidance", "fingerprint")
-  }
+  fields = {name: getattr(new, name) for name in ("score", "best", "log_p", "guidance")}
   for name, where, value in updates:
     fields[name] = tree_lib.write(fields[name], where[:, None], value[:, None], present[:, None])
   return new.replace(**fields)
-
-
-def _situation(
-  expedition: Expedition, before: Frontier, tree: Tree, node: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The new node's fingerprint [B], and whether a node that is there already has it [B] bool.
-
-  Prefixes after which the same completions are right are one situation, reached twice (a
-  transposition, as in Monte-Carlo graph search: Czech et al. 2021).
-  """
-  fingerprint = expedition.rules.fingerprint(at(tree.judge, node))
-  config = expedition.config
-  if fingerprint is None or not config.transpositions or config.order not in _GUIDED:
-    return jnp.zeros_like(node), node < 0
-  exists = jnp.arange(before.fingerprint.shape[1]) < before.size[:, None]
-  return fingerprint, jnp.any(exists & (before.fingerprint == fingerprint[:, None]), axis=1)
 
 
 def _guidance(expedition: Expedition, tree: Tree, node: jax.Array) -> jax.Array:

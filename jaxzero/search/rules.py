@@ -36,10 +36,6 @@ class Rules(Protocol):
     left, this one included."""
     ...
 
-  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
-    """Int32 [...], equal where the same completions would be right from there on; None: unknown."""
-    ...
-
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
@@ -61,9 +57,6 @@ class Verified:
       discount=1.0 - terminal,
     )
 
-  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
-    return self.verifier.fingerprint(judge)
-
 
 @dataclasses.dataclass(frozen=True)
 class Unverified:
@@ -80,6 +73,3 @@ class Unverified:
       reward=jnp.zeros(token.shape),
       discount=jnp.ones(token.shape),
     )
-
-  def fingerprint(self, judge: jax.Array) -> jax.Array | None:
-    return None

@@ -97,10 +97,6 @@ class DeviceVerifier(Protocol):
     """Bool [...]: what was read is a right completion, its end token included."""
     ...
 
-  def fingerprint(self, state: jax.Array) -> jax.Array:
-    """Int32 [...], a hash: equal for states after which the same continuations are right."""
-    ...
-
 
 class Task(Protocol):
   """A source of problems with an exact, total, bounded and eval-free verifier.

@@ -91,23 +91,6 @@ class Automaton:
     """Bool [...]: what was read is a right completion, and whatever may follow its end token."""
     return _unpack(state).stage[..., 0] == RIGHT
 
-  def fingerprint(self, state: jax.Array) -> jax.Array:
-    """Int32 [...]: a hash of all that later verdicts depend on, whatever the order of what is left.
-
-    Two states with the same future have the same one; others collide once in 2^32.
-    """
-    fields = _unpack(state)
-    ordered = jnp.concatenate([*fields[2:4], *fields[5:6], *fields[7:]], axis=-1)
-    position = jnp.arange(1, ordered.shape[-1] + 1, dtype=jnp.int32)
-    return jnp.sum(_mix(fields.left), axis=-1) + jnp.sum(_mix(ordered * 64 + position), axis=-1)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """Int32 -> int32, a multiply-and-shift hash; overflow wraps."""
-  x = x.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-  x = (x ^ (x >> 15)) * jnp.uint32(0x85EBCA77)
-  return (x ^ (x >> 13)).astype(jnp.int32)
-
 
 def problem_array(numbers: tuple[int, ...], target: int) -> np.ndarray:
   """int32 [MAX_NUMBERS + 1]: the numbers padded with zeros, then the target."""
