@@ -125,13 +125,9 @@ def _pass(
   # visited keep their order, too.
   unvisited = (jnp.reshape(visits, (-1,)) == 0) & (not search.config.reuse)
   whole = jnp.all((length == 0) | (asked == length) | unvisited)
-  chosen = present & (jnp.arange(width) < length[:, None])
-  return jax.lax.cond(
-    whole,
-    lambda g: _commit(search, g, leaf, chosen),
-    lambda g: _replay(search, g, action, leaf, present, length),
-    growth,
-  )
+  chosen = present & (jnp.arange(width) < length[:, None]) & whole
+  until = growth.simulations + length
+  return _replay(search, _commit(search, growth, leaf, chosen), action, leaf, present, until)
 
 
 def _evaluate(
@@ -178,11 +174,11 @@ def _replay(
   action: jax.Array,
   leaf: jax.Array,
   present: jax.Array,
-  length: jax.Array,
+  until: jax.Array,
 ) -> Growth:
-  """Visits `length` [B] leaves in the order in which the root's selection asks for them."""
+  """Visits leaves in the order in which the root's selection asks for them, until a row has made
+  `until` [B] simulations."""
   max_depth = growth.tree.path.shape[-1]
-  until = growth.simulations + length
 
   def going(growth):
     return growth.simulations < until
@@ -197,11 +193,13 @@ def _replay(
     growth = _commit(search, growth, there, (known & going(growth))[:, None])
     missing = ~known & going(growth)
 
-    def fetch(growth):
+    def fetch(carry):
+      _, growth = carry
       edge = descend(growth.tree, search.config, wanted[:, None], max_depth)
       growth, one = _evaluate(search, growth, *edge, missing[:, None])
-      return _commit(search, growth, one, missing[:, None])
+      return jnp.bool_(False), _commit(search, growth, one, missing[:, None])
 
-    return jax.lax.cond(jnp.any(missing), fetch, lambda g: g, growth)
+    # A loop of one turn at most: a branch would copy the KV cache.
+    return jax.lax.while_loop(lambda carry: carry[0], fetch, (jnp.any(missing), growth))[1]
 
   return jax.lax.while_loop(lambda g: jnp.any(going(g)), step, growth)

@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.models.transformer import Output
+from jaxzero.search import frontier as frontier_lib
 from jaxzero.search import mcts
+from jaxzero.search import tree as tree_lib
 from jaxzero.search.expand import Weights
+from jaxzero.search.frontier import Expedition
 from jaxzero.search.game import Game
 from jaxzero.search.rules import Ruling
 from jaxzero.search.tree import at
@@ -123,3 +126,55 @@ def path_of(tree, row, node):
 def paths(tree, row, size):
   """The paths of a row's nodes, in the order in which they were made."""
   return [path_of(tree, row, node) for node in range(1, size)]
+
+
+def explore(game, net, rules, config, gumbel, keys, limit, settings, stop=False):
+  """A frontier grown from where the game stands, the score of the edge that each step took
+  [steps, B], and which rows are still open."""
+  expedition = Expedition(
+    config=config, network=net, rules=rules, weights=settings, stop_when_found=stop
+  )
+  _, candidates = jax.lax.top_k(game.logits + gumbel, config.num_candidates)
+  pick = lambda x: jnp.take_along_axis(x, candidates, axis=1)  # noqa: E731
+  depth = game.completion.shape[1]
+  tree = tree_lib.plant(
+    config.capacity + 1, depth, candidates, pick(game.logits), game.value, game.judge
+  )
+  frontier = frontier_lib.begin(
+    tree, net.initial_state(), limit, depth - game.length, keys, pick(gumbel), expedition
+  )
+
+  def step(frontier, _):
+    exists = jnp.arange(tree.parent.shape[1]) < frontier.size[:, None]
+    top = jnp.max(jnp.where(exists, frontier.best, -jnp.inf), axis=1)
+    top = jnp.where(frontier_lib.is_open(expedition, frontier), top, -jnp.inf)
+    return frontier_lib.step(expedition, frontier), top
+
+  frontier, tops = jax.lax.scan(step, frontier, length=config.capacity)
+  return frontier, tops, frontier_lib.is_open(expedition, frontier)
+
+
+def row_keys(seed, rows):
+  return jax.random.key_data(jax.random.split(jax.random.key(seed), rows))
+
+
+class EvenSum:
+  """A verifier: right are ended completions whose tokens' sum is even; one token loses at once."""
+
+  state_size, end_id, losing = 3, 2, 7
+
+  def start(self, problem_array):
+    return jnp.zeros((*problem_array.shape[:-1], 3), jnp.int32)
+
+  def read(self, state, token):
+    total, ended, lost = state[..., 0], state[..., 1], state[..., 2]
+    more = jnp.stack(
+      [total + token, ended | (token == self.end_id), lost | (token == self.losing)], axis=-1
+    )
+    return jnp.where(ended[..., None] > 0, state, more)
+
+  def lost(self, state):
+    return state[..., 2] > 0
+
+  def right(self, state):
+    return (state[..., 1] > 0) & (state[..., 2] == 0) & (state[..., 0] % 2 == 0)

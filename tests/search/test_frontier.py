@@ -1,7 +1,6 @@
 """Search along paths against slow oracles: a heap, numpy, samples drawn one by one, enumeration."""
 
 import dataclasses
-import functools
 import heapq
 import itertools
 
@@ -9,56 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
 from tables import (
-  QUICK,
   TableRules,
   VerdictRules,
   bare_game,
   path_of,
   paths,
+  row_keys,
   table,
   table_rules,
   weights,
 )
 
 from jaxzero.search import frontier as frontier_lib
-from jaxzero.search import tree as tree_lib
 from jaxzero.search.config import TreeConfig
-from jaxzero.search.frontier import Expedition, conditional_gumbels
+from jaxzero.search.frontier import conditional_gumbels
 
 ROWS, V, A, C = 8, 7, 4, 5
 CONFIG = TreeConfig(order="best_first", num_simulations=30, num_candidates=A)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stop"), compiler_options=QUICK)
-def explore(game, net, rules, config, gumbel, keys, limit, settings, stop=False):
-  """The grown frontier, and the score of the edge that each step took [steps, B]."""
-  expedition = Expedition(
-    config=config, network=net, rules=rules, weights=settings, stop_when_found=stop
-  )
-  _, candidates = jax.lax.top_k(game.logits + gumbel, config.num_candidates)
-  pick = lambda x: jnp.take_along_axis(x, candidates, axis=1)  # noqa: E731
-  tree = tree_lib.plant(
-    config.capacity + 1,
-    game.completion.shape[1],
-    candidates,
-    pick(game.logits),
-    game.value,
-    game.judge,
-  )
-  room = jnp.full(len(gumbel), game.completion.shape[1])
-  frontier = frontier_lib.begin(
-    tree, net.initial_state(), limit, room, keys, pick(gumbel), expedition
-  )
-
-  def step(frontier, _):
-    exists = jnp.arange(tree.parent.shape[1]) < frontier.size[:, None]
-    top = jnp.max(jnp.where(exists, frontier.best, -jnp.inf), axis=1)
-    top = jnp.where(frontier_lib.is_open(expedition, frontier), top, -jnp.inf)
-    return frontier_lib.step(expedition, frontier), top
-
-  frontier, tops = jax.lax.scan(step, frontier, length=config.capacity)
-  return frontier, tops, frontier_lib.is_open(expedition, frontier)
+explore = jax.jit(tables.explore, static_argnames=("config", "stop"), compiler_options=tables.QUICK)
 
 
 def case(seed, rows=ROWS, vocab=V, depth=C, kind=VerdictRules, ends=0.2):
@@ -69,10 +40,6 @@ def case(seed, rows=ROWS, vocab=V, depth=C, kind=VerdictRules, ends=0.2):
     table_rules(keys[2], vocab, ends=ends, kind=kind),
     jax.random.gumbel(keys[3], (rows, vocab)),
   )
-
-
-def row_keys(seed, rows):
-  return jax.random.key_data(jax.random.split(jax.random.key(seed), rows))
 
 
 def run(case, config, settings=None, seed=0, limit=None, stop=False, noise=1.0):

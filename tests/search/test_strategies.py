@@ -1,18 +1,30 @@
 """Strategies on a budget: a cap for all of them, spent to the end by those that may verify."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 
 from jaxzero.errors import UserError
+from jaxzero.search.engine import Engine
 from jaxzero.search.strategies import STRATEGIES, search
 from jaxzero.tasks.transcript import grade
+
+TREES = ("shared_samples", "without_replacement", "best_first")
+RANDOM = ("sample", "best_of_n", "shared_samples", "without_replacement", "mcts")
 
 
 @pytest.fixture(scope="module")
 def think(engine8, params8, problems, play_config):
-  def results(strategy, budget, **options):
-    return search(engine8, params8, problems, strategy, budget, play=play_config, **options)
+  def results(strategy, budget, engine=engine8, params=params8, **options):
+    options = {"play": play_config, **options}
+    return search(engine, params, problems, strategy, budget, **options)
 
   return results
+
+
+def key(results):
+  return [(result.tokens, result.right, result.forward_tokens) for result in results]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -28,21 +40,86 @@ def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, engine8
       assert budget > 1 or not result.right
 
 
-@pytest.mark.parametrize("strategy", ["best_of_n", "mcts"])
+@pytest.mark.parametrize("strategy", ["best_of_n", "mcts", *TREES])
 def test_what_may_verify_goes_on_until_it_is_right_or_broke(think, strategy):
-  results = think(strategy, 150)
-  assert all(result.right or result.forward_tokens == 150 for result in results)
+  budget = 150 if strategy in ("best_of_n", "mcts") else 64
+  results = think(strategy, budget)
+  # A policy that is sure samples what it has sampled: shared samples may end before the budget.
+  assert strategy == "shared_samples" or all(
+    result.right or result.forward_tokens == budget for result in results
+  )
   assert all(result.right for result in results[:4])
 
 
 @pytest.mark.parametrize("strategy", ["sample", "best_of_n", "mcts"])
-def test_results_depend_on_the_seed_and_not_on_the_batch(think, strategy):
-  def key(results):
-    return [(result.tokens, result.right, result.forward_tokens) for result in results]
-
+def test_results_do_not_depend_on_the_batch(think, strategy):
   small, large = (key(think(strategy, 60, batch_size=size)) for size in (3, 8))
   assert small == large
-  assert key(think("sample", 60, seed=1)) != key(think("sample", 60, seed=2))
+
+
+@pytest.mark.parametrize("strategy", ["sample", "without_replacement"])
+def test_results_depend_on_the_seed_where_they_are_drawn(think, strategy):
+  first, again, other = (key(think(strategy, 60, seed=seed)) for seed in (1, 1, 2))
+  assert first == again != other
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "best_first"])
+def test_what_looks_best_does_not_depend_on_the_seed(think, strategy):
+  assert key(think(strategy, 40, seed=1)) == key(think(strategy, 40, seed=2))
+
+
+class Liar:
+  """A verifier whose every word is false."""
+
+  def __init__(self, verifier):
+    self.verifier, self.state_size = verifier, verifier.state_size
+
+  def start(self, problem_array):
+    return self.verifier.start(problem_array)
+
+  def read(self, state, token):
+    return self.verifier.read(state, token)
+
+  def lost(self, state):
+    return ~self.verifier.lost(state)
+
+  def right(self, state):
+    return jnp.ones(state.shape[:-1], bool)
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n", "best_first", "mcts"])
+def test_who_may_not_verify_inside_does_not_hear_the_verifier(
+  think, engine1, params, task, monkeypatch, strategy
+):
+  honest = Engine(engine1.model, engine1.tokenizer, task, engine1.mesh)
+  true_verifier = type(task).device_verifier
+  monkeypatch.setattr(
+    type(task), "device_verifier", lambda self, tokenizer: Liar(true_verifier(self, tokenizer))
+  )
+  lying = Engine(engine1.model, engine1.tokenizer, task, engine1.mesh)
+  a, b = (
+    think(strategy, 60, engine=engine, params=params, verify_inside=False)
+    for engine in (honest, lying)
+  )
+  assert [(r.tokens, r.forward_tokens) for r in a] == [(r.tokens, r.forward_tokens) for r in b]
+  assert all(r.forward_tokens == 60 or strategy != "best_first" for r in a)
+  for result in a:
+    verdict = grade(task, engine1.tokenizer, result.problem, result.tokens)
+    assert result.right == verdict.right
+
+
+def test_an_answer_key_reaches_no_search(think, engine8, monkeypatch):
+  blind = key(think("best_first", 45, verify_inside=False))
+  monkeypatch.setattr(type(engine8.task), "self_checkable", False)
+  with pytest.raises(UserError, match="answer key"):
+    think("best_of_n", 50, verify_inside=True)
+  assert key(think("best_first", 45)) == blind, "by default, too"
+
+
+def test_mcts_takes_the_orders_along_paths_as_well(think, play_config):
+  tree = dataclasses.replace(play_config.tree, order="best_first", depth_bonus=0.1)
+  play = dataclasses.replace(play_config, tree=tree)
+  assert key(think("mcts", 45, play=play)) == key(think("best_first", 45, play=play))
 
 
 def test_nobody_asks_nothing(engine8, params8):
@@ -50,19 +127,18 @@ def test_nobody_asks_nothing(engine8, params8):
 
 
 @pytest.mark.parametrize(
-  ("strategy", "budget", "says"),
+  ("strategy", "budget", "options", "says"),
   [
-    ("oracle", 10, "'oracle'.*greedy, sample"),
-    ("greedy", 0, "budget=0"),
-    ("mcts", -5, "budget=-5"),
+    ("oracle", 10, {}, "'oracle'.*greedy, sample"),
+    ("greedy", 0, {}, "budget=0"),
+    ("mcts", -5, {}, "budget=-5"),
+    ("mcts", 1_000_001, {}, "budget=1000001"),
+    ("sample", 10, {"seed": -1}, "seed=-1"),
+    ("sample", 10, {"seed": 2**31}, "seed=2147483648"),
+    ("sample", 10, {"temperature": 0.0}, "temperature=0"),
+    ("sample", 10, {"temperature": 101.0}, "temperature=101"),
   ],
 )
-def test_nonsense_is_refused(think, strategy, budget, says):
+def test_nonsense_is_refused(think, strategy, budget, options, says):
   with pytest.raises(UserError, match=says):
-    think(strategy, budget)
-
-
-def test_best_of_n_needs_a_task_that_checks_itself(think, engine8, monkeypatch):
-  monkeypatch.setattr(type(engine8.task), "self_checkable", False)
-  with pytest.raises(UserError, match="answer key"):
-    think("best_of_n", 50)
+    think(strategy, budget, **options)

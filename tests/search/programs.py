@@ -1,0 +1,56 @@
+"""Reads compiled HLO: what a program does inside its loops."""
+
+import re
+
+_COLLECTIVE = re.compile(
+  r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+)
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|\w+_computation)=")
+
+
+class Program:
+  """The computations of one module, and which of them run inside a while loop."""
+
+  def __init__(self, text: str):
+    self.lines: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+      if line.endswith("{") and not line.startswith(" "):
+        name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+        self.lines[name] = []
+      elif name:
+        self.lines[name].append(line)
+    bodies = {
+      called
+      for lines in self.lines.values()
+      for line in lines
+      for called in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
+    }
+    self.loops: set[str] = set()
+    waiting = list(bodies)
+    while waiting:
+      name = waiting.pop()
+      if name in self.loops:
+        continue
+      self.loops.add(name)
+      for line in self.lines[name]:
+        if _CALLED.search(line):
+          waiting += [word for word in re.findall(r"%?([\w.\-]+)", line) if word in self.lines]
+
+  @property
+  def collectives(self) -> list[str]:
+    return [x for lines in self.lines.values() for x in lines if _COLLECTIVE.search(x)]
+
+  @property
+  def collectives_in_loops(self) -> list[str]:
+    return [x for name in self.loops for x in self.lines[name] if _COLLECTIVE.search(x)]
+
+  def copies_in_loops(self, shape: tuple[int, ...]) -> list[str]:
+    """Copies of arrays of this shape, in any order of their axes."""
+    found = []
+    for name in self.loops:
+      for line in self.lines[name]:
+        match = re.search(r"= \w+\[([\d,]+)\]\S* (?:copy|copy-start|transpose)\(", line)
+        if match and sorted(map(int, match.group(1).split(","))) == sorted(shape):
+          found.append(line.strip())
+    return found
