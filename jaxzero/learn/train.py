@@ -28,6 +28,9 @@ class OptimizerConfig:
   weight_decay: float = 0.1
   beta2: float = 0.98
   max_grad_norm: float = 1.0
+  average_steps: int = 0
+  """Horizon of an exponential moving average of the parameters, which then is the model (Polyak and
+  Juditsky 1992): it acts as if the learning rate had already decayed. 0: none."""
 
   def make(self, steps: int) -> optax.GradientTransformation:
     """The optimizer of a training of so many steps; beyond them the rate stays at its tenth."""
@@ -54,8 +57,9 @@ def _decayed(params: Params) -> Params:
 @chex.dataclass(frozen=True)
 class TrainState:
   step: jax.Array  # scalar int32
-  params: Params
+  params: Params  # the model
   optimizer: Any
+  iterate: Params | None = None  # what the steps move, where the model is its average
 
 
 class Trainer:
@@ -74,6 +78,7 @@ class Trainer:
     self.model, self.vocab_size, self.mesh = model, vocab_size, mesh
     self.loss, self.micro_batches = loss, micro_batches
     self.optimizer = optimizer.make(steps)
+    self.average_steps = optimizer.average_steps
     self.shardings = self._state_shardings()
     self.init = jax.jit(self._init, out_shardings=self.shardings)
     self.fresh_optimizer = jax.jit(self._fresh_optimizer, out_shardings=self.shardings)
@@ -93,7 +98,8 @@ class Trainer:
       params,
       transform_non_params=lambda _: everywhere,
     )
-    return TrainState(step=everywhere, params=params, optimizer=optimizer)
+    iterate = params if self.average_steps else None
+    return TrainState(step=everywhere, params=params, optimizer=optimizer, iterate=iterate)
 
   def _init(self, key: jax.Array) -> TrainState:
     """Random parameters and a fresh optimizer; the key is consumed."""
@@ -101,7 +107,10 @@ class Trainer:
 
   def _fresh_optimizer(self, params: Params) -> TrainState:
     return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, optimizer=self.optimizer.init(params)
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      optimizer=self.optimizer.init(params),
+      iterate=params if self.average_steps else None,
     )
 
   def _train_step(
@@ -120,26 +129,34 @@ class Trainer:
       anchor = self._forward(reference, part).logits if self.loss.kl_weight else None
       return losses.total_loss(output, anchor, part, divisors, self.loss)
 
+    iterate = state.iterate if self.average_steps else state.params
     gradient = jax.grad(loss_of, has_aux=True)
     if self.micro_batches == 1:
-      grads, metrics = gradient(state.params, batch)
+      grads, metrics = gradient(iterate, batch)
     else:
       parts = jax.tree.map(self._split, batch)
-      like = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts))
+      like = jax.eval_shape(gradient, iterate, jax.tree.map(lambda x: x[0], parts))
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
       def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(state.params, part)), None
+        return jax.tree.map(jnp.add, total, gradient(iterate, part)), None
 
       (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
-    updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
+    updates, optimizer = self.optimizer.update(grads, state.optimizer, iterate)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    moved = optax.apply_updates(iterate, updates)
     new_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=self._average(state.params, moved),
       optimizer=optimizer,
+      iterate=moved if self.average_steps else None,
     )
     return new_state, metrics
+
+  def _average(self, average: Params, params: Params) -> Params:
+    if not self.average_steps:
+      return params
+    return optax.incremental_update(params, average, 1.0 / self.average_steps)
 
   def _split(self, x: jax.Array) -> jax.Array:
     if x.shape[0] % self.micro_batches:

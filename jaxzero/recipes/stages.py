@@ -23,6 +23,7 @@ from jaxzero.parallel.hosts import barrier, is_primary
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
+from jaxzero.selfplay.episode import Episode
 from jaxzero.selfplay.episode import validate as validate_episode
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.selfplay.run import play_round
@@ -127,7 +128,7 @@ def fit_supervised(
       progress.describe(f"{name} training, validation {accuracy:.1%}")
       meta = {"step": step, "best": best, "stale": stale, **run.commit()}
       checkpoints.save(
-        step, state.params, state.optimizer, {"seed": seed, "step": step}, meta, accuracy
+        step, state.params, _moved(state), {"seed": seed, "step": step}, meta, accuracy
       )
   return load_params(run, name, best=True)
 
@@ -183,7 +184,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
       progress.advance(1)
       data = {"seed": seed, "step": step + config.steps_per_round, "round": round}
       meta = {"round": round, **run.commit()}
-      checkpoints.save(round, state.params, state.optimizer, data, meta)
+      checkpoints.save(round, state.params, _moved(state), data, meta)
   return state.params
 
 
@@ -219,8 +220,9 @@ def spent(run: Run) -> float:
 class ReplayWindow:
   """Training batches from the newest rounds, each a pure function of (seed, step).
 
-  A share of the rows are solutions that the search found, whether the game was won or lost; the
-  others are games as they were played, the lost ones for their value alone.
+  A share of the rows are solutions that the search found where the game as played was lost: there
+  it knew better than the policy. The others are games as they were played, the lost ones for their
+  value alone.
   """
 
   def __init__(self, run: Run, store: ReplayStore, worked: list, round: int):
@@ -242,21 +244,26 @@ class ReplayWindow:
     for row in range(supervised):
       prompt, completion = self.worked[random.integers(len(self.worked))]
       batch_lib.put_text(arrays, row, prompt, completion)
-    number = step * config.batch_size * 4
+    number = step * config.batch_size * 8
     for row in range(supervised, config.batch_size):
       episode = self.sampler[number]
       number += 1
       if row < supervised + solutions:
-        for _ in range(3):  # most episodes of a young model hold none
-          if len(episode.harvested):
+        for _ in range(7):  # not every episode holds one
+          if _taught(episode):
             break
           episode = self.sampler[number]
           number += 1
-      if row < supervised + solutions and len(episode.harvested):
+      if row < supervised + solutions and _taught(episode):
         batch_lib.put_solution(arrays, row, episode, config.soft_targets)
       else:
         batch_lib.put_episode(arrays, row, episode, config.soft_targets)
     return batch_lib.to_batch(arrays)
+
+
+def _taught(episode: Episode) -> bool:
+  """Whether the search found what the game as played did not."""
+  return len(episode.harvested) > 0 and not episode.right
 
 
 def episode_figures(episodes: list) -> dict[str, float]:
@@ -306,9 +313,15 @@ def _resume(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, trainer.shardings
   )
-  loaded = checkpoints.restore(latest, abstract.params, abstract.optimizer)
+  loaded = checkpoints.restore(latest, abstract.params, _moved(abstract))
   run.rewind(loaded["meta"])
   step = jax.device_put(np.int32(loaded["data"]["step"]), trainer.shardings.step)
-  return TrainState(step=step, params=loaded["params"], optimizer=loaded["optimizer"]), loaded[
-    "meta"
-  ]
+  moved = loaded["optimizer"]
+  optimizer, iterate = moved if state.iterate is not None else (moved, None)
+  state = TrainState(step=step, params=loaded["params"], optimizer=optimizer, iterate=iterate)
+  return state, loaded["meta"]
+
+
+def _moved(state: TrainState) -> Any:
+  """What a checkpoint keeps beside the model to go on from it."""
+  return state.optimizer if state.iterate is None else [state.optimizer, state.iterate]

@@ -39,6 +39,8 @@ class TreeConfig:
   rescale_values: bool = False
   depth_bonus: float = 0.1
   """best_first, guided: how much a token's log-probability may fall short of 0 for free."""
+  regret_weight: float = 0.0
+  """guided: share of a token's log-probability that is measured against the likeliest one's."""
   value_weight: float = 0.0
   """guided: weight of the parent's log P(right) by the value head."""
   failure_weight: float = 0.0
@@ -63,7 +65,7 @@ class TreeConfig:
 
   def weights(self, temperature: float = 1.0) -> dict[str, float]:
     """What may change without compiling anew."""
-    names = ("depth_bonus", "value_weight", "failure_weight", "rollout_weight")
+    names = ("depth_bonus", "regret_weight", "value_weight", "failure_weight", "rollout_weight")
     return {"temperature": temperature, **{name: getattr(self, name) for name in names}}
 
   def static(self) -> TreeConfig:
@@ -72,6 +74,7 @@ class TreeConfig:
     return dataclasses.replace(
       self,
       depth_bonus=fresh.depth_bonus,
+      regret_weight=fresh.regret_weight,
       value_weight=fresh.value_weight,
       failure_weight=fresh.failure_weight,
       rollout_weight=fresh.rollout_weight,

@@ -20,6 +20,7 @@ class Weights:
 
   temperature: jax.Array  # of the policy that the search follows
   depth_bonus: jax.Array
+  regret_weight: jax.Array
   value_weight: jax.Array
   failure_weight: jax.Array
   rollout_weight: jax.Array

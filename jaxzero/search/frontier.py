@@ -189,8 +189,12 @@ def _rescore(
     at(before.tree.prior_logits, parent), action[:, None], axis=1
   )
   match expedition.config.order:
-    case "best_first" | "guided":
+    case "best_first":
       opened = edge + logits + expedition.weights.depth_bonus
+    case "guided":
+      likeliest = jnp.max(logits, axis=1, keepdims=True)
+      opened = edge + logits - expedition.weights.regret_weight * likeliest
+      opened += expedition.weights.depth_bonus
     case "without_replacement":
       opened = conditional_gumbels(edge, log_p + logits, _noise(before.keys, node, A))
     case _:
