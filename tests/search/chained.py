@@ -5,11 +5,12 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-from tables import bare_game, search, table_rules, weights
+from tables import bare_game, search, table_rules
 
 from jaxzero.models.transformer import Output
 from jaxzero.search import reuse
 from jaxzero.search.config import TreeConfig
+from jaxzero.search.engine import make_weights
 from jaxzero.search.mcts import tree_slots
 from jaxzero.search.tree import NO_NODE, at, plant
 
@@ -62,7 +63,8 @@ class Match:
   def think(self):
     key = jax.random.fold_in(jax.random.key(7), self.plies)
     gumbel = self.noise * jax.random.gumbel(key, (ROWS, V))
-    arguments = (self.game, self.net, self.config, gumbel, self.rules, self.game.judge, weights())
+    weights = make_weights(self.config, 1.0)
+    arguments = (self.game, self.net, self.config, gumbel, self.rules, self.game.judge, weights)
     return search(*arguments, past=self.past)
 
   def play(self, out):

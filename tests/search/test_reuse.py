@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chained import ROWS, C, V, match, played
-from tables import QUICK, EvenSum, path_of, weights
+from tables import QUICK, EvenSum, path_of
 
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import bind, init_params
 from jaxzero.search import play as play_lib
 from jaxzero.search import reuse
 from jaxzero.search.config import TreeConfig
+from jaxzero.search.engine import make_weights
 from jaxzero.search.mcts import most_inherited, most_nodes
 from jaxzero.search.networks import Recompute
 from jaxzero.search.play import PlayConfig
@@ -295,7 +296,16 @@ def thoughts(tiny_model):
   def play(params, budget):
     model = bind(tiny_model, 16, params)
     judge = verifier.start(prompts)
-    batch = (prompts, jnp.arange(2, 6), judge, keys, budget, 0.3 * ones, ones, weights())
+    batch = (
+      prompts,
+      jnp.arange(2, 6),
+      judge,
+      keys,
+      budget,
+      0.3 * ones,
+      ones,
+      make_weights(TINY.tree, 1.0),
+    )
     layers = model.unstack()
     return play_lib.play(model, layers, *batch, TINY, verifier, verifier.end_id, (), False, False)
 
