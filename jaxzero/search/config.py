@@ -57,6 +57,9 @@ class TreeConfig:
   parallel: str = "none"
   """gumbel: how a pass of sequential halving is evaluated: `none` (a leaf at a time), `exact` or
   `lazy` (all leaves of a pass in one forward; the same tree)."""
+  reuse: bool = False
+  """gumbel, puct, in play: a search goes on from the subtree that the last one grew below the moves
+  played since. All it inherits informs its choices; simulations and tokens count new ones only."""
   backend: str = "own"
   """`own`, or `mctx`: the stock loop, where it can do the same."""
 
@@ -112,6 +115,16 @@ class TreeConfig:
       raise UserError(
         f"parallel={self.parallel} is made for order=gumbel, max_run=1 and no rollout; set "
         "parallel=none."
+      )
+    if self.reuse and self.order not in VALUE_ORDERS:
+      raise UserError(
+        f"order={self.order} grows one tree a problem, so no subtree is left to reuse; leave reuse "
+        "off or use order=gumbel or puct."
+      )
+    if self.reuse and (self.parallel == "exact" or self.backend == "mctx"):
+      raise UserError(
+        f"reuse is made for parallel=none or lazy and backend=own, not for "
+        f"parallel={self.parallel} and backend={self.backend}."
       )
     if self.backend == "mctx" and not (plain and self.order in VALUE_ORDERS):
       raise UserError(

@@ -8,14 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxzero.search import rounds, values
+from jaxzero.search import reuse, rounds, values
 from jaxzero.search import tree as tree_lib
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.expand import Weights, policy
 from jaxzero.search.game import Game
 from jaxzero.search.networks import Network
 from jaxzero.search.rules import Rules
-from jaxzero.search.select import qtransform
+from jaxzero.search.select import qtransform, root_visits
 from jaxzero.search.stock import grow_stock
 from jaxzero.search.tree import Tree, at
 from jaxzero.search.values import Search
@@ -37,19 +37,29 @@ class SearchOutput:
   token: jax.Array  # [B] int32, the move
   candidates: jax.Array  # [B, A] int32, the root's candidate tokens
   weights: jax.Array  # [B, A + 1] float32, the improved policy; last the rest of the vocabulary
-  visit_counts: jax.Array  # [B, A] int32
-  root_value: jax.Array  # [B] float32, mean value of the root over its simulations
+  visit_counts: jax.Array  # [B, A] int32, inherited ones included
+  root_value: jax.Array  # [B] float32, mean value of the root over its visits
   found: Found
   tree: Tree
   state: Any  # the network's, after the search
-  nodes: jax.Array  # [B] int32: forward tokens
+  nodes: jax.Array  # [B] int32: new nodes, forward tokens
   forwards: jax.Array  # scalar int32: calls of the network
   positions: jax.Array  # scalar int32: positions a row that those calls computed
 
 
-def tree_slots(config: TreeConfig, may_be_invalid: bool = False) -> int:
-  """KV slots that a search needs beside the prefix's: one for every node it may evaluate."""
+def most_nodes(config: TreeConfig, may_be_invalid: bool = False) -> int:
+  """The most forward tokens that one search may take: all the nodes it may evaluate."""
   return config.capacity if config.parallel == "none" else rounds.slots(config, may_be_invalid)
+
+
+def most_inherited(config: TreeConfig) -> int:
+  """The most nodes that a search may take over; they come first in the tree."""
+  return config.capacity if config.reuse else 0
+
+
+def tree_slots(config: TreeConfig, may_be_invalid: bool = False) -> int:
+  """KV slots that a search needs beside the prefix's: one for every node, inherited or new."""
+  return most_inherited(config) + most_nodes(config, may_be_invalid)
 
 
 def search(
@@ -63,6 +73,7 @@ def search(
   delimiters: tuple[int, ...] = (),
   stop_when_found: bool = False,
   invalid: jax.Array | None = None,
+  past: reuse.Past | None = None,
 ) -> SearchOutput:
   """Searches by values from where every row of the game stands; pure, to be called inside jit.
 
@@ -73,6 +84,7 @@ def search(
     delimiters: tokens that end a run.
     stop_when_found: a row's search ends with its first terminal that is right.
     invalid: [B, V] bool, tokens that may not be played at the root.
+    past: with `config.reuse`, the last search's trees and where the rows stand in them.
   """
   logits = policy(game.logits, weights.temperature)
   chex.assert_equal_shape([gumbel, logits])
@@ -88,23 +100,28 @@ def search(
     game.value,
     judge,
   )
+  state, inherited = network.initial_state(), most_inherited(config)
+  if inherited and past is not None:
+    tree, source = reuse.subtree(past, tree, inherited)
+    state = network.inherit(state, source)
   setting = Search(
     config=config,
     network=network,
     rules=rules,
     gumbel=pick(gumbel),
     invalid=jnp.zeros(candidates.shape, bool) if invalid is None else pick(invalid),
+    inherited=root_visits(tree),
     room=game.completion.shape[1] - game.length,
     weights=weights,
     delimiters=delimiters,
     stop_when_found=stop_when_found,
   )
   if config.backend == "mctx":
-    tree, state = grow_stock(setting, tree, network.initial_state())
+    tree, state = grow_stock(setting, tree, state)
     nodes = jnp.full(game.length.shape, config.num_simulations, jnp.int32)
     forwards = positions = jnp.int32(config.num_simulations)
   else:
-    growth = values.begin(tree, network.initial_state())
+    growth = values.begin(tree, state, inherited)
     grow = {"none": values.grow, "exact": rounds.grow_exact, "lazy": rounds.grow_lazy}
     growth = grow[config.parallel](setting, growth)
     tree, state, nodes = growth.tree, growth.state, growth.nodes
@@ -115,8 +132,7 @@ def search(
 def _advice(game, setting: Search, tree: Tree, state, nodes, forwards, positions) -> SearchOutput:
   config, gumbel = setting.config, setting.gumbel
   candidates, logits = tree.candidates[:, 0], tree.prior_logits[:, 0]
-  children = tree.children[:, 0]
-  visits = jnp.where(children >= 0, at(tree.visits, jnp.maximum(children, 0)), 0)
+  visits = root_visits(tree)
   if config.order == "puct":
     score = jnp.log(visits) + gumbel
     share = visits / jnp.maximum(jnp.sum(visits, axis=1, keepdims=True), 1)
@@ -124,8 +140,9 @@ def _advice(game, setting: Search, tree: Tree, state, nodes, forwards, positions
     improved = jnp.concatenate([share * mass, 1.0 - mass], axis=1)
   else:
     improved, completed_q = improved_policies(tree, jnp.zeros_like(nodes), config)
-    most = jnp.max(visits, axis=-1, keepdims=True)
-    score = jnp.where(visits >= most, gumbel + logits + completed_q, -jnp.inf)
+    new = visits - setting.inherited
+    most = jnp.max(new, axis=-1, keepdims=True)
+    score = jnp.where(new >= most, gumbel + logits + completed_q, -jnp.inf)
   action = jnp.argmax(jnp.where(setting.invalid, -jnp.inf, score), axis=-1)
   return SearchOutput(
     token=jnp.take_along_axis(candidates, action[:, None], axis=1)[:, 0],

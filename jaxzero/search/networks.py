@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxzero.models.cache import read
 from jaxzero.models.transformer import Block, Output, PolicyValueTransformer
 from jaxzero.search.game import Game, prefix_mask, prefix_slots
 from jaxzero.search.tree import Tree, at
@@ -28,6 +29,10 @@ class Network(Protocol):
 
     Several nodes a tree (W > 1) are neighbours, and the same ones in every tree.
     """
+    ...
+
+  def inherit(self, state: Any, source: jax.Array) -> Any:
+    """The state once nodes 1..R are those that were source [B, R] int32 (`reuse.subtree`)."""
     ...
 
 
@@ -58,6 +63,14 @@ class TreeCache:
       slot = slot[0, 0]
     token = at(tree.token, node)
     return self.model.extend(self.layers, state, token, position, slot, mask, view)
+
+  def inherit(self, state, source):
+    first = prefix_slots(self.game)
+
+    def moved(cache: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_slice(cache, read(cache, first + source - 1), (0, 0, first, 0))
+
+    return jax.tree.map(moved, state)
 
   def _path_view(self, used, position, path):
     """Slots [B, P + C] by position, and which of them the node sees [B, 1, P + C]."""
@@ -112,3 +125,6 @@ class Recompute:
     logits = jnp.take_along_axis(output.logits, last[..., None], axis=1)
     values = jnp.take_along_axis(output.value_logits, last, axis=1)
     return Output(logits.reshape(B, width, -1), values.reshape(B, width)), state
+
+  def inherit(self, state, source):
+    return state

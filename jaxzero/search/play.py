@@ -1,7 +1,8 @@
 """Whole episodes, token by token: forced tokens are played straight, forks are searched by values.
 
 A fork is a position where the policy's most likely token has less than `fork_threshold` of the
-mass. Rows wait for each other at forks, then all of them are searched in one batch.
+mass. Rows wait for each other at forks, then all of them are searched in one batch. With
+`TreeConfig.reuse` every search but the first goes on from what is left of the last one's tree.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Block, PolicyValueTransformer
 from jaxzero.search import game as game_lib
-from jaxzero.search import mcts
+from jaxzero.search import mcts, reuse
+from jaxzero.search import tree as tree_lib
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.expand import Weights
 from jaxzero.search.game import Game
@@ -82,6 +84,7 @@ class _State:
   found: mcts.Found
   moves: Moves
   trees: Tree
+  past: reuse.Past | None  # None: nothing is reused
   turn: jax.Array  # scalar int32
   positions: jax.Array  # scalar int32
 
@@ -123,7 +126,7 @@ def play(
   """
   B = prompts.shape[0]
   A, C = config.tree.num_candidates, config.max_tokens
-  slots = mcts.tree_slots(config.tree)
+  slots, most_nodes = mcts.tree_slots(config.tree), mcts.most_nodes(config.tree)
   rules = Verified(verifier, end_id) if verify_inside else Unverified(end_id)
   vocab_size = model.vocab_size
   chex.assert_shape([prompt_length, budget, noise, temperature, keys], (B,))
@@ -141,7 +144,7 @@ def play(
     sampled = jnp.argmax(perturbed, axis=-1)
     token = jnp.where(fork, sampled, jnp.argmax(game.logits, axis=-1))
     alive = rows & ~finished & (game.length < C) & (tokens_left > 0)
-    affordable = (tokens_left >= slots + 1 + reserve) & (searches < config.max_searches)
+    affordable = (tokens_left >= most_nodes + 1 + reserve) & (searches < config.max_searches)
     waiting = alive & fork & affordable
     return token, alive & ~waiting, waiting
 
@@ -165,10 +168,11 @@ def play(
       waiting=state.waiting | waiting,
       finished=finished,
       tokens_left=tokens_left,
+      past=state.past and reuse.follow(state.past, state.token, state.moving),
       positions=state.positions + 1,
     )
 
-  def think(game: Game) -> mcts.SearchOutput:
+  def think(game: Game, past: reuse.Past | None) -> mcts.SearchOutput:
     gumbel = token_noise(game.length, 1) * noise[:, None]
     network = TreeCache(model, layers, game)
     return mcts.search(
@@ -181,6 +185,7 @@ def play(
       weights,
       delimiters,
       stop_when_found,
+      past=past,
     )
 
   def turn(state: _State) -> _State:
@@ -188,7 +193,7 @@ def play(
     return jax.lax.cond(jnp.any(state.waiting), search_forks, lambda s: s, state)
 
   def search_forks(state: _State) -> _State:
-    out = think(state.game)
+    out = think(state.game, state.past)
     waiting = state.waiting
     new = waiting & out.found.found & ~state.found.found
     found = jax.tree.map(lambda a, b: jnp.where(_expand(new, a), a, b), out.found, state.found)
@@ -205,6 +210,7 @@ def play(
       trees=jax.tree.map(
         lambda new, old: jnp.where(state.turn == 0, new[:keep_trees], old), out.tree, state.trees
       ),
+      past=state.past and reuse.Past(tree=out.tree, node=jnp.zeros(B, jnp.int32)),
       turn=state.turn + 1,
       positions=state.positions + out.positions,
     )
@@ -213,7 +219,8 @@ def play(
   nobody = jnp.zeros(B, bool)
   searches = jnp.zeros(B, jnp.int32)
   token, moving, waiting = decide(game, prompt_length > 0, nobody, budget, searches)
-  trees = jax.eval_shape(lambda game: think(game).tree, game)
+  nothing = jnp.zeros((B, A))
+  root = tree_lib.plant(slots + 1, C, nothing.astype(jnp.int32), nothing, game.value, game.judge)
   state = _State(
     game=game,
     token=token,
@@ -230,7 +237,8 @@ def play(
       root_values=jnp.zeros((B, C)),
       visit_counts=jnp.zeros((B, C, A), jnp.int32),
     ),
-    trees=jax.tree.map(lambda x: jnp.zeros((keep_trees, *x.shape[1:]), x.dtype), trees),
+    trees=jax.tree.map(lambda x: jnp.zeros_like(x[:keep_trees]), root),
+    past=reuse.Past(tree=root, node=searches + tree_lib.NO_NODE) if config.tree.reuse else None,
     turn=jnp.int32(0),
     positions=jnp.int32(0),
   )

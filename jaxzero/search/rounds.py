@@ -21,8 +21,8 @@ import numpy as np
 
 from jaxzero.search import tree as tree_lib
 from jaxzero.search.config import TreeConfig
-from jaxzero.search.select import descend, qtransform, select_root
-from jaxzero.search.tree import Tree, at
+from jaxzero.search.select import descend, root_q, root_visits, select_root
+from jaxzero.search.tree import at
 from jaxzero.search.values import Growth, Search, is_open
 
 
@@ -49,9 +49,10 @@ def slots(config: TreeConfig, may_be_invalid: bool) -> int:
   if config.parallel == "exact":
     fewest = 1 if may_be_invalid else width
     return width * max(len(_pass_lengths(valid, N)) for valid in range(fewest, width + 1))
-  # A pass after a halving may ask for as many leaves again, one by one.
+  # A pass after a halving may ask for as many leaves again, one by one; so may the first one where
+  # inherited values tell its actions apart.
   halvings = [length for before, length in itertools.pairwise(lengths) if length != before]
-  return N + sum(halvings)
+  return N + sum(halvings) + config.reuse * lengths[0]
 
 
 def _pass_lengths(max_considered: int, num_simulations: int) -> list[int]:
@@ -111,31 +112,22 @@ def _pass(
 ) -> Growth:
   """`length` [B] simulations through different actions that have been visited `visits` times."""
   tree, max_depth = growth.tree, growth.tree.path.shape[-1]
-  root_visits = _root_visits(tree)
-  eligible = (root_visits == jnp.reshape(visits, (-1, 1))) & ~search.invalid
-  score = jnp.where(eligible, _root_scores(search, tree), -jnp.inf)
+  new_visits = root_visits(tree) - search.inherited
+  eligible = (new_visits == jnp.reshape(visits, (-1, 1))) & ~search.invalid
+  score = search.gumbel + tree.prior_logits[:, 0] + root_q(tree, search.config)
+  score = jnp.where(eligible, score, -jnp.inf)
   score, action = jax.lax.top_k(score, width)
   present = (score > -jnp.inf) & (length > 0)[:, None]
   parent, leaf_action, child = descend(tree, search.config, action, max_depth)
   growth, leaf = _evaluate(search, growth, parent, leaf_action, child, present)
   asked = jnp.sum(eligible, axis=1)
-  # Whatever the order, all that were evaluated are visited: no replay.
-  whole = jnp.all((length == 0) | (asked == length) | (jnp.reshape(visits, (-1,)) == 0))
+  # Whatever the order, all that were evaluated are visited: no replay. Actions that nobody has
+  # visited keep their order, too.
+  unvisited = (jnp.reshape(visits, (-1,)) == 0) & (not search.config.reuse)
+  whole = jnp.all((length == 0) | (asked == length) | unvisited)
   chosen = present & (jnp.arange(width) < length[:, None]) & whole
   until = growth.simulations + length
   return _replay(search, _commit(search, growth, leaf, chosen), action, leaf, present, until)
-
-
-def _root_visits(tree: Tree) -> jax.Array:
-  children = tree.children[:, 0]
-  return jnp.where(children >= 0, at(tree.visits, jnp.maximum(children, 0)), 0)
-
-
-def _root_scores(search: Search, tree: Tree) -> jax.Array:
-  """[B, A]: what sequential halving ranks the root's actions by."""
-  root = tree_lib.view(tree, jnp.zeros(tree.parent.shape[0], jnp.int32))
-  completed_q = jax.vmap(qtransform(search.config), in_axes=(0, None))(root, 0)
-  return search.gumbel + tree.prior_logits[:, 0] + completed_q
 
 
 def _evaluate(
@@ -192,7 +184,9 @@ def _replay(
     return growth.simulations < until
 
   def step(growth):
-    wanted = select_root(growth.tree, search.config, search.gumbel, search.invalid)
+    wanted = select_root(
+      growth.tree, search.config, search.gumbel, search.invalid, search.inherited
+    )
     matches = (action == wanted[:, None]) & present
     known = jnp.any(matches, axis=1)
     there = jnp.take_along_axis(leaf, jnp.argmax(matches, axis=1)[:, None], axis=1)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import mctx
 
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.tree import Tree, at, view
+
+
+@chex.dataclass(frozen=True)
+class RootData:
+  """What a root's selection is told beside the tree."""
+
+  root_gumbel: jax.Array  # [B, A] float32
+  completed_q: jax.Array  # [B, A] float32
 
 
 def qtransform(config: TreeConfig) -> Any:
@@ -25,15 +34,15 @@ def qtransform(config: TreeConfig) -> Any:
   )
 
 
-def root_selection(config: TreeConfig) -> Any:
-  """mctx's root selection: f(key, unbatched tree, node)."""
+def root_selection(config: TreeConfig, gumbel_qtransform: Any = None) -> Any:
+  """mctx's root selection: f(key, unbatched tree, node); gumbel's q-transform may be another."""
   if config.order == "puct":
     return functools.partial(mctx.muzero_action_selection, depth=0, qtransform=qtransform(config))
   return functools.partial(
     mctx.gumbel_muzero_root_action_selection,
     num_simulations=config.num_simulations,
     max_num_considered_actions=config.max_considered,
-    qtransform=qtransform(config),
+    qtransform=gumbel_qtransform or qtransform(config),
   )
 
 
@@ -46,11 +55,37 @@ def interior_selection(config: TreeConfig) -> Any:
   )
 
 
-def select_root(tree: Tree, config: TreeConfig, gumbel: jax.Array, invalid: jax.Array) -> jax.Array:
-  """The root's next action [B] int32; gumbel [B, A], invalid [B, A] bool."""
-  extra = mctx.GumbelMuZeroExtraData(root_gumbel=gumbel)
+def root_visits(tree: Tree) -> jax.Array:
+  """[B, A] int32: the visits of the root's children."""
+  children = tree.children[:, 0]
+  return jnp.where(children >= 0, at(tree.visits, jnp.maximum(children, 0)), 0)
+
+
+def root_q(tree: Tree, config: TreeConfig) -> jax.Array:
+  """[B, A] float32: the root's transformed Q-values, by all of its visits."""
+  root = view(tree, jnp.zeros(tree.parent.shape[0], jnp.int32))
+  return jax.vmap(qtransform(config), in_axes=(0, None))(root, 0)
+
+
+def select_root(
+  tree: Tree, config: TreeConfig, gumbel: jax.Array, invalid: jax.Array, inherited: jax.Array
+) -> jax.Array:
+  """The root's next action [B] int32.
+
+  PUCT goes on with all visits. Sequential halving counts new ones, so that every search runs its
+  whole schedule; what it ranks actions by sees all of them.
+
+  Args:
+    gumbel: [B, A] float32.
+    invalid: [B, A] bool.
+    inherited: [B, A] int32, the visits of the root's children that an earlier search made.
+  """
+  extra = RootData(root_gumbel=gumbel, completed_q=root_q(tree, config))
   root = view(tree, jnp.zeros(len(gumbel), jnp.int32), extra, invalid)
-  select = functools.partial(root_selection(config), jax.random.key(0))
+  if config.order == "gumbel":
+    root = root.replace(children_visits=root.children_visits - inherited[:, None])
+  selection = root_selection(config, lambda tree, node: tree.extra_data.completed_q)
+  select = functools.partial(selection, jax.random.key(0))
   return jax.vmap(select, in_axes=(0, None))(root, 0)
 
 

@@ -32,6 +32,7 @@ class Search:
   rules: Rules
   gumbel: jax.Array  # [B, A] float32, the root's noise
   invalid: jax.Array  # [B, A] bool, forbidden at the root
+  inherited: jax.Array  # [B, A] int32, visits of the root's children before this search
   room: jax.Array  # [B] int32, tokens that fit below the root
   weights: Weights
   delimiters: tuple[int, ...] = ()
@@ -73,13 +74,13 @@ class Growth:
   positions: jax.Array  # scalar int32: nodes a row that those calls evaluated, used or not
 
 
-def begin(tree: Tree, state: Any, inherited: jax.Array | int = 0) -> Growth:
-  """Nothing has grown yet; inherited [B] int32: nodes of the tree below the root."""
+def begin(tree: Tree, state: Any, reserved: int = 0) -> Growth:
+  """Nothing has grown yet; the first `reserved` slots below the root are for inherited nodes."""
   zeros = jnp.zeros(tree.parent.shape[0], jnp.int32)
   return Growth(
     tree=tree,
     state=state,
-    size=zeros + 1 + inherited,
+    size=zeros + 1 + reserved,
     nodes=zeros,
     simulations=zeros,
     cursor=zeros,
@@ -155,7 +156,7 @@ def _settle(search: Search, growth: Growth) -> tuple[Growth, jax.Array, jax.Arra
     visited = wants(growth) & (child >= 0) & ~fresh
     tree = search.backup(growth.tree, jnp.maximum(child, 0)[:, None], visited[:, None])
     growth = growth.replace(tree=tree, simulations=growth.simulations + visited)
-    action = select_root(tree, search.config, search.gumbel, search.invalid)
+    action = select_root(tree, search.config, search.gumbel, search.invalid, search.inherited)
     edge = descend(tree, search.config, action[:, None], max_depth)
     return growth, *(x[:, 0] for x in edge), jnp.bool_(False)
 
