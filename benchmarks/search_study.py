@@ -46,7 +46,7 @@ GRID: dict[str, list[dict[str, float]]] = {
     {"temperature": t, "depth_bonus": b} for t, b in itertools.product((1.0, 1.5), (0.1, 0.3, 0.6))
   ],
 }
-# MCTS, which also tunes what it hears: (depth_bonus, regret, failure, value) with a verdict, without.
+# MCTS: (depth_bonus, regret, failure, value), with verdicts to hear and without.
 HEARING = ((0.1, 0.5, 0.5, 0.0), (0.2, 0.5, 0.5, 0.0), (0.1, 0.5, 0.25, 0.0), (0.1, 1.0, 0.5, 0.0),
            (0.1, 0.5, 1.0, 0.0), (0.1, 0.5, 0.5, 0.25))  # fmt: skip
 DEAF = ((0.1, 0.5, 0.0, 0.0), (0.1, 0.5, 0.0, 0.5), (0.1, 0.5, 0.0, 1.0), (0.1, 0.5, 0.0, 2.0),

@@ -75,7 +75,7 @@ def put_episode(
     return
   P, C = len(episode.prompt_tokens), len(episode.tokens)
   arrays["outcome"][row] = episode.right
-  # The last token's own position, too: there a search without a verifier asks what the end is worth.
+  # The last token's own position, too: there a search asks what an end is worth.
   arrays["value_weight"][row, P - 1 : P + C] = 1.0
 
 

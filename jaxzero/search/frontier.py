@@ -220,8 +220,9 @@ def _guidance(expedition: Expedition, tree: Tree, node: jax.Array) -> jax.Array:
   if expedition.config.order != "guided":
     return jnp.zeros(node.shape)
   weights = expedition.weights
-  failures = jnp.maximum(at(tree.visits, node) * (1.0 - at(tree.value, node)), 0.0)
-  failures = jnp.where(at(tree.visits, node) > 0, failures, 0.0)
+  visits = at(tree.visits, node)
+  # Before its first end a node's value is the value head's guess, not a mean of verdicts.
+  failures = jnp.where(visits > 0, jnp.maximum(visits * (1.0 - at(tree.value, node)), 0.0), 0.0)
   value = jnp.log(jnp.maximum(at(tree.raw_value, node), 1e-6))
   return weights.value_weight * value - weights.failure_weight * jnp.log1p(failures)
 
@@ -231,22 +232,18 @@ def _backup(
 ) -> Frontier:
   """The verdict of a terminal reaches all above it, and with it the guidance of their edges."""
 
-  def with_verdict(frontier: Frontier) -> Frontier:
-    tree = tree_lib.backup(
-      frontier.tree, node[:, None], ended[:, None], discounted=expedition.rules.discounted
-    )
-    if expedition.config.order != "guided":
-      return frontier.replace(tree=tree)
-    path = at(tree.path, node)
-    above = jnp.arange(path.shape[1]) < at(tree.depth, node)[:, None] - 1
-    nodes = jnp.concatenate([jnp.zeros_like(node)[:, None], jnp.where(above, path, 0)], axis=1)
-    guidance = _guidance(expedition, tree, nodes)
-    touched = jnp.concatenate([ended[:, None], above & ended[:, None]], axis=1)
-    return frontier.replace(
-      tree=tree, guidance=tree_lib.write(frontier.guidance, nodes, guidance, touched)
-    )
-
-  return jax.lax.cond(jnp.any(ended), with_verdict, lambda f: f, frontier)
+  tree = tree_lib.backup(
+    frontier.tree, node[:, None], ended[:, None], discounted=expedition.rules.discounted
+  )
+  if expedition.config.order != "guided":
+    return frontier.replace(tree=tree)
+  path = at(tree.path, node)
+  above = jnp.arange(path.shape[1]) < at(tree.depth, node)[:, None] - 1
+  nodes = jnp.concatenate([jnp.zeros_like(node)[:, None], jnp.where(above, path, 0)], axis=1)
+  touched = jnp.concatenate([ended[:, None], above & ended[:, None]], axis=1)
+  guidance = _guidance(expedition, tree, nodes)
+  guidance = tree_lib.write(frontier.guidance, nodes, guidance, touched)
+  return frontier.replace(tree=tree, guidance=guidance)
 
 
 def conditional_gumbels(top: jax.Array, log_p: jax.Array, gumbel: jax.Array) -> jax.Array:
