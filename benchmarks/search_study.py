@@ -36,7 +36,7 @@ from jaxzero.tasks.transcript import grade
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 STRATEGIES = ("best_of_n", "shared_samples", "without_replacement", "best_first", "mcts")
-TUNING_PROBLEMS, TEST_PROBLEMS = 256, 500
+TUNING_PROBLEMS, TEST_PROBLEMS = 128, 500
 TEMPERATURES = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 GRID: dict[str, list[dict[str, float]]] = {
   "best_of_n": [{"temperature": t} for t in TEMPERATURES],
@@ -171,7 +171,15 @@ def area(solved: np.ndarray) -> float:
 
 
 def tune(run, params, budgets, inside: bool) -> dict[str, Any]:
-  """The best of each strategy's settings on validation problems, and what all of them reached."""
+  """The best of each strategy's settings on validation problems, and what all of them reached.
+
+  The supervised model's value head has learned nothing: without a verdict it takes the first end,
+  and there is nothing to tune.
+  """
+  if run.stage == "pretrain" and not inside:
+    return {
+      "chosen": {s: grid(s, inside)[2 if len(grid(s, inside)[0]) == 1 else 0] for s in STRATEGIES}
+    }
   problems = run.engine.task.problems("validation", 0, TUNING_PROBLEMS)
   chosen: dict[str, dict[str, float]] = {}
   tried = []
@@ -192,10 +200,11 @@ def cell(path: pathlib.Path, make) -> Any:
   return json.loads(path.read_text())
 
 
-def study(folders: list[pathlib.Path], out: pathlib.Path) -> dict[str, Any]:
+def study(folders: list[pathlib.Path], out: pathlib.Path, modes: list[str]) -> dict[str, Any]:
+  """Every model and mode; cells that are done are read, so several processes may share the work."""
   out.mkdir(parents=True, exist_ok=True)
   results: dict[str, Any] = {}
-  work = [(m, i) for m in ("supervised", "final") for i in (True, False)]
+  work = [(m, i == "inside") for m in ("supervised", "final") for i in modes]
   with bar("study", len(work) * (1 + len(folders)), "cells") as progress:
     for model, inside in work:
       name = f"{model}-{'inside' if inside else 'outside'}"
@@ -299,9 +308,10 @@ def main() -> None:
   )
   parser.add_argument("--runs", type=pathlib.Path, nargs="+", required=True)
   parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--modes", nargs="+", default=["inside", "outside"])
   arguments = parser.parse_args()
   out = arguments.out or arguments.runs[0].parent / "search_study"
-  results = study(arguments.runs, out)
+  results = study(arguments.runs, out, arguments.modes)
   print(tables(results))
   write_atomic(out / "search_study.json", json.dumps(results))
   plot(results, out / "search_study.png")
