@@ -76,7 +76,7 @@ def rejection(run: Run, flops: float, config: RejectionConfig, evaluate_every: i
         keys = jax.random.split(
           jax.random.fold_in(jax.random.key(experiment.seed), first), batch_size
         )
-        out = engine.decode(state.params, batch, keys, 1.0)
+        out = engine.decode(state.params, batch, keys, 1.0, verify_inside=True)
         positions = out["positions"].sum() + batch_size * engine.max_prompt
         spent += engine.flops(float(positions))
         for row in np.flatnonzero(out["right"]):
