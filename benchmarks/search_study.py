@@ -153,7 +153,8 @@ def ends(
 
 
 def tree_ends(run, problem, tree) -> tuple:
-  terminal = np.flatnonzero(tree.terminal & (tree.parent >= 0))
+  finished = tree.token == run.engine.tokenizer.end_id
+  terminal = np.flatnonzero(tree.terminal & finished & (tree.parent >= 0))
   best, rights = -1.0, []
   for node in terminal:  # only an end that would be given needs a verdict
     right = False
@@ -183,7 +184,7 @@ def tune(run, params, budgets, inside: bool) -> dict[str, Any]:
   problems = run.engine.task.problems("validation", 0, TUNING_PROBLEMS)
   chosen: dict[str, dict[str, float]] = {}
   tried = []
-  for strategy in ("best_of_n", "shared_samples", "without_replacement", "best_first", "mcts"):
+  for strategy in STRATEGIES:
     scores = []
     for knobs in grid(strategy, inside):
       solved = curve(run, params, problems, strategy, knobs, budgets, inside)

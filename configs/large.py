@@ -5,6 +5,8 @@ import dataclasses
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.mesh import MeshConfig
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import TaskConfig
 
 _base = Experiment()
@@ -28,7 +30,7 @@ config = dataclasses.replace(
   max_prompt=32,
   self_play=dataclasses.replace(
     _base.self_play,
-    play=dataclasses.replace(_base.self_play.play, max_tokens=80),
+    play=PlayConfig(tree=TreeConfig(num_simulations=640), max_tokens=80),
     episodes_per_round=16_384,
     batch_size=4096,
   ),

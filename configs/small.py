@@ -4,6 +4,8 @@ import dataclasses
 
 from jaxzero.models.config import ModelConfig
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.search.config import TreeConfig
+from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import TaskConfig
 
 _base = Experiment()
@@ -23,7 +25,7 @@ config = dataclasses.replace(
   max_prompt=20,
   self_play=dataclasses.replace(
     _base.self_play,
-    play=dataclasses.replace(_base.self_play.play, max_tokens=48),
+    play=PlayConfig(tree=TreeConfig(num_simulations=384), max_tokens=48),
     episodes_per_round=4096,
     batch_size=1024,
   ),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxzero import tasks
-from jaxzero.bench.timing import SIZES, case, check, interleaved, result
+from jaxzero.bench.timing import SIZES, VOCAB_SIZE, case, check, interleaved, result
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import init_params
 from jaxzero.parallel.mesh import MeshConfig, make_mesh
@@ -47,6 +47,7 @@ def bench_selfplay(
     UserError: a size below 1 or without a preset.
   """
   check(batch_sizes, sizes, repeats)
+  TreeConfig(num_simulations=num_simulations).check(VOCAB_SIZE)
   return result(
     [_case(SIZES[size], batch, num_simulations, repeats) for size in sizes for batch in batch_sizes]
   )

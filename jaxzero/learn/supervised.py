@@ -29,6 +29,7 @@ class SupervisedConfig:
       if getattr(self, name) < 1:
         option = name.replace("_", "-")
         raise UserError(f"--supervised.{option}={getattr(self, name)} must be at least 1.")
+    self.optimizer.check()
 
 
 class Examples:

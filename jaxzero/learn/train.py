@@ -32,6 +32,14 @@ class OptimizerConfig:
   """Horizon of an exponential moving average of the parameters, which then is the model (Polyak and
   Juditsky 1992): it acts as if the learning rate had already decayed. 0: none."""
 
+  def check(self) -> None:
+    """Raises UserError for an optimizer that cannot learn."""
+    if not 0.0 < self.learning_rate < 10.0 or self.average_steps < 0 or self.warmup_steps < 0:
+      raise UserError(
+        f"learning_rate={self.learning_rate} must lie between 0 and 10, "
+        f"average_steps={self.average_steps} and warmup_steps={self.warmup_steps} at 0 or above."
+      )
+
   def make(self, steps: int) -> optax.GradientTransformation:
     """The optimizer of a training of so many steps; beyond them the rate stays at its tenth."""
     schedule = optax.warmup_cosine_decay_schedule(

@@ -52,9 +52,10 @@ class ImproveConfig:
         f"--improve.batch-size={self.batch_size} does not divide into "
         f"micro-batches={self.micro_batches}."
       )
-    if self.supervised_share < 0 or self.solution_share < 0:
+    self.optimizer.check()
+    if not self.supervised_share >= 0 or not self.solution_share >= 0:
       raise UserError("shares of the batch must not be negative.")
-    if self.supervised_share + self.solution_share > 0.9:
+    if not self.supervised_share + self.solution_share <= 0.9:
       raise UserError(
         f"supervised_share={self.supervised_share} and solution_share={self.solution_share} leave "
         "under a tenth of the batch to games as played; lower them."

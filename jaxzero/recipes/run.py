@@ -196,6 +196,7 @@ class Run:
     """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""
     experiment, vocab_size = self.experiment, self.tokenizer.vocab_size
     experiment.self_play.play.check(vocab_size)
+    experiment.evaluation.tree.check(vocab_size)
     param_shardings(experiment.model, vocab_size, self.mesh)
     _ = self.validation_problems, self.test_problems
     longest = [max(map(len, texts)) for texts in zip(*self.worked_examples, strict=True)]

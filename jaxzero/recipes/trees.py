@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax
 from jaxzero.models.transformer import Params
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params
+from jaxzero.search.config import PATH_ORDERS
 from jaxzero.search.pool import think
 from jaxzero.search.record import to_dict
 from jaxzero.tasks.transcript import parse_completion
@@ -30,7 +30,8 @@ def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
   problems = run.task.problems("test", 0, count)
   inside = run.task.self_checkable
   keys = jax.random.split(jax.random.key(run.experiment.seed), count)
-  config = dataclasses.replace(tree_config, num_simulations=BUDGET, num_nodes=0)
+  order = tree_config.order if tree_config.order in PATH_ORDERS else "guided"
+  config = tree_config.along_paths(order, BUDGET)
   thinking = think(
     engine, params, problems, keys, BUDGET, config, inside, batch_size=count, keep_trees=count
   )

@@ -11,6 +11,16 @@ PATH_ORDERS = ("guided", "best_first", "without_replacement", "shared_samples")
 ORDERS = (*VALUE_ORDERS, *PATH_ORDERS)
 PARALLEL = ("none", "exact", "lazy")
 BACKENDS = ("own", "mctx")
+_RANGES = {
+  "depth_bonus": 100.0,
+  "regret_weight": 1.0,
+  "value_weight": 100.0,
+  "failure_weight": 100.0,
+  "fork_threshold": 2.0,
+  "value_scale": 1e4,
+  "maxvisit_init": 1e4,
+  "rollout_weight": 1.0,
+}  # the largest that makes sense; the smallest is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +90,17 @@ class TreeConfig:
       rollout_weight=fresh.rollout_weight,
     )
 
+  def along_paths(self, order: str, nodes: int) -> TreeConfig:
+    """This config for a tree of so many nodes, grown along paths; other knobs are reset."""
+    return dataclasses.replace(
+      TreeConfig(order=order, num_simulations=nodes, num_candidates=self.num_candidates),
+      depth_bonus=self.depth_bonus,
+      regret_weight=self.regret_weight,
+      value_weight=self.value_weight,
+      failure_weight=self.failure_weight,
+      max_considered=min(16, self.num_candidates),
+    )
+
   @property
   def capacity(self) -> int:
     """Nodes that a tree may hold, the root not counted."""
@@ -102,12 +123,15 @@ class TreeConfig:
       )
     if not 1 <= self.num_simulations <= 65_536:
       raise UserError(f"num_simulations={self.num_simulations} must lie between 1 and 65536.")
-    if self.num_nodes and self.num_nodes < 2:
-      raise UserError(f"num_nodes={self.num_nodes} must be 0 (as many as simulations) or over 1.")
+    if self.num_nodes and not 2 <= self.num_nodes <= 65_536:
+      raise UserError(
+        f"num_nodes={self.num_nodes} must be 0 (as many as simulations) or lie in 2..65536."
+      )
+    for name, most in _RANGES.items():
+      if not 0.0 <= getattr(self, name) <= most:
+        raise UserError(f"{name}={getattr(self, name)} must lie between 0 and {most:g}.")
     if self.max_run < 1:
       raise UserError(f"max_run={self.max_run} must be at least 1.")
-    if not 0.0 <= self.rollout_weight <= 1.0:
-      raise UserError(f"rollout_weight={self.rollout_weight} must lie between 0 and 1.")
     plain = self.max_run == 1 and not self.rollout
     if self.order in PATH_ORDERS and not plain:
       raise UserError(f"order={self.order} makes its own runs; leave max_run=1 and rollout off.")
@@ -126,8 +150,9 @@ class TreeConfig:
         f"reuse is made for parallel=none or lazy and backend=own, not for "
         f"parallel={self.parallel} and backend={self.backend}."
       )
-    if self.backend == "mctx" and not (plain and self.order in VALUE_ORDERS):
+    stock = plain and self.order in VALUE_ORDERS and self.parallel == "none" and not self.num_nodes
+    if self.backend == "mctx" and not stock:
       raise UserError(
-        "backend=mctx searches in orders gumbel and puct with max_run=1 and no rollout; use "
-        "backend=own."
+        "backend=mctx searches in orders gumbel and puct with max_run=1, no rollout, parallel=none "
+        "and num_nodes=0; use backend=own."
       )

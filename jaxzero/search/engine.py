@@ -26,7 +26,7 @@ from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
-from jaxzero.search.config import TreeConfig
+from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.expand import Weights
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
@@ -121,7 +121,12 @@ class Engine:
     return fetch(compiled(params, shard_batch(self.mesh, arrays), weights))
 
   def thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
-    """The compiled functions of one tree a problem (`jaxzero.search.think`)."""
+    """The compiled functions of one tree a problem; UserError for an order by values."""
+    if config.order not in PATH_ORDERS:
+      raise UserError(
+        f"order={config.order} searches token by token; one tree a problem takes one of "
+        f"{', '.join(PATH_ORDERS)}."
+      )
     return self._thinker(config.static(), verify_inside)
 
   def judge(self, facts: jax.Array) -> jax.Array:
@@ -209,7 +214,9 @@ class Engine:
     def swap(params, both, weights):
       thoughts, fresh = both
       new, out = think_lib.swap(setting(params, thoughts.game, weights), thoughts, fresh)
-      insight = think_lib.conclude(out, config, self._verifier, verify_inside)
+      insight = think_lib.conclude(
+        out, config, self._verifier, self.tokenizer.end_id, verify_inside
+      )
       return new, insight, out.frontier.tree
 
     on_mesh = self._on_mesh(swap)

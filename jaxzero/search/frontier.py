@@ -108,7 +108,7 @@ def is_open(expedition: Expedition, frontier: Frontier) -> jax.Array:
   exists = jnp.arange(M) < frontier.size[:, None]
   open_ = jnp.any(exists & (frontier.best > -jnp.inf), axis=1)
   if expedition.config.order == "shared_samples":
-    open_ &= frontier.samples < M  # a policy that is sure would sample on for ever
+    open_ &= frontier.samples < frontier.limit  # a policy that is sure would sample on for ever
   wanted = frontier.found == 0 if expedition.stop_when_found else True
   return open_ & (frontier.size < frontier.limit) & wanted
 
@@ -118,7 +118,7 @@ def step(expedition: Expedition, frontier: Frontier) -> Frontier:
   present = is_open(expedition, frontier)
   if expedition.config.order == "shared_samples":
     frontier, parent, action = _walk(expedition, frontier, present)
-    present &= frontier.samples < frontier.tree.parent.shape[1]
+    present &= frontier.samples < frontier.limit
   else:
     parent, action = _best_edge(frontier)
   node = jnp.minimum(frontier.size, frontier.tree.parent.shape[1] - 1)
@@ -270,11 +270,11 @@ def _walk(
   expedition: Expedition, frontier: Frontier, present: jax.Array
 ) -> tuple[Frontier, jax.Array, jax.Array]:
   """Draws tokens from where each row's sample stands until one leads to no node yet."""
-  tree, (B, M, A) = frontier.tree, frontier.tree.children.shape
+  tree, (B, _, A) = frontier.tree, frontier.tree.children.shape
 
   def draw(carry):
     cursor, samples, _, _, settled = carry
-    moving = present & ~settled & (samples < M)
+    moving = present & ~settled & (samples < frontier.limit)
     number = samples * (tree.path.shape[-1] + 1) + at(tree.depth, cursor)
     noisy = at(tree.prior_logits, cursor) + _noise(frontier.keys, number, A)
     action = jnp.argmax(noisy, axis=1).astype(jnp.int32)
@@ -288,7 +288,7 @@ def _walk(
     return cursor, samples + again, parent, action, settled | found
 
   def unsettled(carry):
-    return jnp.any(present & ~carry[4] & (carry[1] < M))
+    return jnp.any(present & ~carry[4] & (carry[1] < frontier.limit))
 
   zeros = jnp.zeros(B, jnp.int32)
   carry = (frontier.cursor, frontier.samples, zeros, zeros, zeros > 0)

@@ -43,10 +43,11 @@ def start(
   chex.assert_rank([prompts, prompt_length], [2, 1])
   B, P = prompts.shape
   slots = P + max_tokens + tree_slots + 1
-  cache = init_cache(model.config, B, slots)
   positions = jnp.broadcast_to(jnp.arange(P), (B, P))
-  mask = jnp.broadcast_to(jnp.arange(slots) <= jnp.arange(P)[:, None], (B, P, slots))
+  mask = jnp.broadcast_to(jnp.tril(jnp.ones((P, P), bool)), (B, P, P))
+  cache = init_cache(model.config, B, P)
   output, cache = model.extend(layers, cache, prompts, positions, jnp.int32(0), mask)
+  cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - P), (0, 0))), cache)
   last = (prompt_length - 1)[:, None]
   logits = jnp.take_along_axis(output.logits, last[..., None], axis=1)[:, 0]
   value_logits = jnp.take_along_axis(output.value_logits, last, axis=1)[:, 0]

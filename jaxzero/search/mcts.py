@@ -118,18 +118,21 @@ def search(
   )
   if config.backend == "mctx":
     tree, state = grow_stock(setting, tree, state)
+    found = jnp.argmax(tree.right, axis=1).astype(jnp.int32)
     nodes = jnp.full(game.length.shape, config.num_simulations, jnp.int32)
     forwards = positions = jnp.int32(config.num_simulations)
   else:
     growth = values.begin(tree, state, inherited)
     grow = {"none": values.grow, "exact": rounds.grow_exact, "lazy": rounds.grow_lazy}
     growth = grow[config.parallel](setting, growth)
-    tree, state, nodes = growth.tree, growth.state, growth.nodes
+    tree, state, nodes, found = growth.tree, growth.state, growth.nodes, growth.found
     forwards, positions = growth.forwards, growth.positions
-  return _advice(game, setting, tree, state, nodes, forwards, positions)
+  return _advice(game, setting, tree, state, found, nodes, forwards, positions)
 
 
-def _advice(game, setting: Search, tree: Tree, state, nodes, forwards, positions) -> SearchOutput:
+def _advice(
+  game, setting: Search, tree: Tree, state, found, nodes, forwards, positions
+) -> SearchOutput:
   config, gumbel = setting.config, setting.gumbel
   candidates, logits = tree.candidates[:, 0], tree.prior_logits[:, 0]
   visits = root_visits(tree)
@@ -150,18 +153,13 @@ def _advice(game, setting: Search, tree: Tree, state, nodes, forwards, positions
     weights=improved,
     visit_counts=visits,
     root_value=tree.value[:, 0],
-    found=find(game, tree, first_right(tree)),
+    found=find(game, tree, found),
     tree=tree,
     state=state,
     nodes=nodes,
     forwards=forwards,
     positions=positions,
   )
-
-
-def first_right(tree: Tree) -> jax.Array:
-  """[B] int32: the first terminal found right, 0 where there is none."""
-  return jnp.argmax(tree.right, axis=1).astype(jnp.int32)
 
 
 def find(game: Game, tree: Tree, node: jax.Array) -> Found:

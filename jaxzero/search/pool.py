@@ -18,8 +18,8 @@ from jaxzero.search.engine import Engine, make_weights
 from jaxzero.search.think import Insight
 from jaxzero.tasks.base import Problem
 
-REFILL = 16
-"""A batch is refilled by sixteenths: rows wait until so many are done."""
+REFILL = 32
+"""A batch is refilled by thirty-seconds: rows wait until so many are done."""
 
 
 @dataclasses.dataclass
@@ -82,14 +82,16 @@ def think(
     return thinker.start(params, shard_batch(engine.mesh, batch), weights)
 
   thoughts, given, finished = fresh(0, rows), rows, 0
+  nobody = fresh(count, chunk)
   gathered: dict[int, Insight] = {}
   trees: dict[int, Any] = {}
-  prompts = rows
+  prompts = rows + chunk
   while finished < count:
     quota = chunk // shards if given < count else rows // shards
     thoughts = thinker.advance(params, thoughts, weights, np.int32(quota))
-    thoughts, insight, tree = thinker.swap(params, thoughts, fresh(given, chunk), weights)
-    prompts += chunk
+    following = fresh(given, chunk) if given < count else nobody
+    thoughts, insight, tree = thinker.swap(params, thoughts, following, weights)
+    prompts += chunk if given < count else 0
     given += chunk
     host = fetch(insight)
     wanted = [r for r, n in enumerate(host.number) if 0 <= n < keep_trees]

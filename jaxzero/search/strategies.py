@@ -18,7 +18,7 @@ import numpy as np
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
-from jaxzero.search.config import PATH_ORDERS, TreeConfig
+from jaxzero.search.config import VALUE_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
 from jaxzero.search.mcts import tree_slots
 from jaxzero.search.play import PlayConfig
@@ -70,8 +70,8 @@ def search(
   """
   if strategy not in STRATEGIES:
     raise UserError(f"strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}.")
-  if not 1 <= budget <= 1_000_000:
-    raise UserError(f"budget={budget} forward tokens per problem must lie in 1..1000000.")
+  if not 1 <= budget <= 65_536:
+    raise UserError(f"budget={budget} forward tokens per problem must lie in 1..65536.")
   if not 0 <= seed < 2**31:
     raise UserError(f"seed={seed} must lie in 0..{2**31 - 1}.")
   if not 0.0 < temperature <= 100.0:
@@ -89,12 +89,27 @@ def search(
   if not problems:
     return []
   play = play or PlayConfig(max_tokens=engine.max_tokens)
-  tree = play.tree if strategy == "mcts" else dataclasses.replace(play.tree, order=strategy)
-  if strategy in DECODED or tree.order not in PATH_ORDERS:
+  order = play.tree.order if strategy == "mcts" else strategy
+  if order in VALUE_ORDERS and temperature != 1.0:
+    raise UserError(
+      f"temperature={temperature}: a search by values (order={order}) follows the policy as it is; "
+      "leave it at 1."
+    )
+  if strategy in DECODED or order in VALUE_ORDERS:
     thinker = _Tries(engine, params, strategy, play, problems, budget, temperature, inside)
     return thinker.run(seed, batch_size)
   return _one_tree(
-    engine, params, problems, strategy, tree, budget, seed, batch_size, temperature, inside
+    engine,
+    params,
+    problems,
+    strategy,
+    play.tree,
+    order,
+    budget,
+    seed,
+    batch_size,
+    temperature,
+    inside,
   )
 
 
@@ -104,6 +119,7 @@ def _one_tree(
   problems: Sequence[Problem],
   strategy: str,
   tree: TreeConfig,
+  order: str,
   budget: int,
   seed: int,
   batch_size: int,
@@ -114,10 +130,10 @@ def _one_tree(
   count = len(problems)
   # Few sizes of tree, so that budgets share compiled functions; the limit is the budget's own.
   capacity = max(64, 1 << (budget - 1).bit_length())
-  config = dataclasses.replace(tree, num_simulations=capacity, num_nodes=0)
+  config = tree.along_paths(order, capacity)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(count))
   # Sampling is noise from the root down; the other orders take what looks best.
-  noise = 1.0 if tree.order == "without_replacement" else 0.0
+  noise = 1.0 if order == "without_replacement" else 0.0
   with bar(f"{strategy}, budget {budget}", count, "problems") as progress:
     thinking = think(
       engine,

@@ -21,7 +21,7 @@ from jaxzero.search.game import Game
 from jaxzero.search.mcts import Found, find, improved_policies
 from jaxzero.search.networks import TreeCache
 from jaxzero.search.rules import Unverified, Verified
-from jaxzero.search.tree import Tree, at
+from jaxzero.search.tree import at
 from jaxzero.tasks.base import DeviceVerifier
 
 
@@ -151,16 +151,21 @@ def swap(setting: Expedition, thoughts: Thoughts, fresh: Thoughts) -> tuple[Thou
 
 
 def conclude(
-  thoughts: Thoughts, config: TreeConfig, verifier: DeviceVerifier, verify_inside: bool
+  thoughts: Thoughts,
+  config: TreeConfig,
+  verifier: DeviceVerifier,
+  end_id: int,
+  verify_inside: bool,
 ) -> Insight:
-  """What R rows have come to."""
+  """What R rows have come to; without a verdict only what has an end token is an answer."""
   game, frontier, tree = thoughts.game, thoughts.frontier, thoughts.frontier.tree
   exists = jnp.arange(tree.parent.shape[1]) < frontier.size[:, None]
   if verify_inside:
     answer = frontier.found
   else:
-    value = jnp.where(exists & tree.terminal, tree.raw_value, -1.0)
-    answer = jnp.where(frontier.ends > 0, jnp.argmax(value, axis=1), 0).astype(jnp.int32)
+    finished = exists & tree.terminal & (tree.token == end_id)
+    best = jnp.argmax(jnp.where(finished, tree.raw_value, -1.0), axis=1).astype(jnp.int32)
+    answer = jnp.where(jnp.any(finished, axis=1), best, 0)
   # Where nothing ended, what was thought of last is all there is.
   last = frontier.size - 1
   played = find(game, tree, jnp.where(frontier.ends > 0, frontier.first_end, last))
@@ -207,7 +212,3 @@ def judge(
     return jnp.where((index < length)[:, None], new, state)
 
   return verifier.right(jax.lax.fori_loop(0, completion.shape[1], read, first))
-
-
-def first_rows(tree: Tree, count: int) -> Tree:
-  return jax.tree.map(lambda x: x[:count], tree)

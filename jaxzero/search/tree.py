@@ -183,6 +183,7 @@ def backup(
   touched = jnp.where((index < depth) & present[..., None], path, M)
   more, before = jnp.sum(present, axis=1), tree.visits[:, 0]
   root = (tree.value[:, 0] * before + jnp.sum(from_root, axis=1)) / (before + more)
+  root = jnp.where(more > 0, root, tree.value[:, 0])  # bit for bit, whatever the neighbours do
   return tree.replace(
     visits=tree.visits.at[rows, touched].set(visits + 1, mode="drop").at[:, 0].add(more),
     value=tree.value.at[rows, touched].set(mean, mode="drop").at[:, 0].set(root),

@@ -25,7 +25,7 @@ from jaxzero.tasks.transcript import encode_prompt
 class SelfPlayConfig:
   play: PlayConfig = PlayConfig(tree=TreeConfig(num_simulations=96))
   noise: float = 0.3
-  """Scale of the Gumbel noise at the roots."""
+  """Scale of the Gumbel noise on the roots' edges."""
   temperature: float = 1.0
   """Of the policy that is played."""
   episodes_per_round: int = 1024
@@ -38,6 +38,11 @@ class SelfPlayConfig:
       raise UserError(
         f"episodes_per_round={self.episodes_per_round} and batch_size={self.batch_size} must be at "
         "least 1."
+      )
+    if not 0.0 < self.temperature <= 100.0 or not 0.0 <= self.noise <= 100.0:
+      raise UserError(
+        f"temperature={self.temperature} must lie above 0, noise={self.noise} at 0 or above, and "
+        "both at most at 100."
       )
     if not 0 <= self.keep_trees <= self.episodes_per_round:
       raise UserError(
@@ -55,9 +60,9 @@ def play_round(
 ) -> tuple[list[Episode], dict[str, float]]:
   """Plays one round's episodes.
 
-  The first completion of a tree is the game as played: with order `without_replacement` a sample of
-  the policy. The search goes on where that game is lost, until it has found a right completion or
-  spent its nodes. Problem and noise of an episode are a pure function of (seed, round, its number).
+  The first completion of a tree is the game as played. The search goes on where that game is lost,
+  until it has found a right completion or spent its nodes. Problem and noise of an episode are a
+  pure function of (seed, round, its number).
 
   Returns:
     the episodes, and counts: forward_tokens, positions (idle ones too), flops, occupancy.

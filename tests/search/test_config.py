@@ -74,7 +74,7 @@ def test_what_does_not_change_the_program_does_not_compile_anew():
   assert {name: round(float(x), 5) for name, x in weights.items()} == {
     "temperature": 0.7,
     "depth_bonus": 0.3,
-    "regret_weight": 0.0,
+    "regret_weight": 0.5,
     "value_weight": 1.0,
     "failure_weight": 2.0,
     "rollout_weight": 0.5,
