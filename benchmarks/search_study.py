@@ -172,15 +172,7 @@ def area(solved: np.ndarray) -> float:
 
 
 def tune(run, params, budgets, inside: bool) -> dict[str, Any]:
-  """The best of each strategy's settings on validation problems, and what all of them reached.
-
-  The supervised model's value head has learned nothing: without a verdict it takes the first end,
-  and there is nothing to tune.
-  """
-  if run.stage == "pretrain" and not inside:
-    return {
-      "chosen": {s: grid(s, inside)[2 if len(grid(s, inside)[0]) == 1 else 0] for s in STRATEGIES}
-    }
+  """The best of each strategy's settings on validation problems, and what all of them reached."""
   problems = run.engine.task.problems("validation", 0, TUNING_PROBLEMS)
   chosen: dict[str, dict[str, float]] = {}
   tried = []
@@ -202,10 +194,15 @@ def cell(path: pathlib.Path, make) -> Any:
 
 
 def study(folders: list[pathlib.Path], out: pathlib.Path, modes: list[str]) -> dict[str, Any]:
-  """Every model and mode; cells that are done are read, so several processes may share the work."""
+  """Every model and mode; cells that are done are read, so several processes may share the work.
+
+  Without a verdict only the final model is asked: the supervised one's value head has learned
+  nothing that it could pick by.
+  """
   out.mkdir(parents=True, exist_ok=True)
   results: dict[str, Any] = {}
-  work = [(m, i == "inside") for m in ("supervised", "final") for i in modes]
+  models = {"inside": ("supervised", "final"), "outside": ("final",)}
+  work = [(model, mode == "inside") for mode in modes for model in models[mode]]
   with bar("study", len(work) * (1 + len(folders)), "cells") as progress:
     for model, inside in work:
       name = f"{model}-{'inside' if inside else 'outside'}"
