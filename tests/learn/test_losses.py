@@ -174,7 +174,9 @@ def test_what_each_kind_of_row_teaches(batch):
     inside, P = moves(game, completion), len(game.prompt_tokens)
     np.testing.assert_array_equal(batch.hard_weight[row], inside * hard)
     np.testing.assert_array_equal(batch.soft_weight[row], inside * soft)
-    np.testing.assert_array_equal(batch.value_weight[row], inside * value)
+    # The value is learned at the last token's own position, too.
+    valued = np.maximum(inside, np.roll(inside, 1)) * value
+    np.testing.assert_array_equal(batch.value_weight[row], valued)
     np.testing.assert_array_equal(batch.tokens[row, P : P + len(completion)], completion)
     assert batch.length[row] == P + len(completion)
     if soft:

@@ -76,6 +76,19 @@ def test_eight_devices_train_the_model_of_one(alone, spread):
   assert int(spread[0].step) == int(alone[0].step) == STEPS
 
 
+def test_the_model_is_the_average_of_the_steps_taken(tiny_model, mesh1, alone, batches):
+  averaging = dataclasses.replace(OPTIMIZER, average_steps=4)
+  averager = Trainer(tiny_model, VOCAB, averaging, LOSS, mesh1, STEPS)
+  state = averager.init(jax.random.key(0))
+  average = jax.device_get(state.params)
+  for batch in batches:
+    state, _ = averager.train_step(state, shard_batch(mesh1, batch))
+    moved = jax.device_get(state.iterate)
+    average = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, average, moved)
+  assert_close(jax.device_get(state.params), average)
+  assert_close(moved, jax.device_get(alone[0].params))
+
+
 def test_moments_are_sharded_like_their_parameters(spread):
   state = spread[0]
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
