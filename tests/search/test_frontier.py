@@ -87,7 +87,8 @@ GUIDED = dataclasses.replace(CONFIG, order="guided")
 
 
 def test_guided_without_weights_is_best_first():
-  a, b = (run(case(12), config)[0] for config in (CONFIG, GUIDED))
+  nothing = weights(regret_weight=0.0, value_weight=0.0, failure_weight=0.0)
+  a, b = (run(case(12), config, nothing)[0] for config in (CONFIG, GUIDED))
   for name in ("size", "score", "best", "log_p", "ends", "first_end"):
     np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
   jax.tree.map(np.testing.assert_array_equal, a.tree, b.tree)
@@ -254,7 +255,7 @@ def test_shared_samples_pay_for_the_union_of_their_prefixes():
   repeated = 0
   for row in range(rows):
     union, sample = [], 0
-    while len(union) < min(limit[row], 40) and sample < 41:
+    while len(union) < min(limit[row], 40) and sample < limit[row] + 1:
       path, over = (), False
       while not over and len(union) < limit[row]:
         number = jnp.array([sample * (depths + 1) + len(path)])
