@@ -26,6 +26,13 @@ def pytest_configure(config):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_hoard():
+  """Frees a module's programs: thousands of them in one process end in a crash of the compiler."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def task():
   return Countdown(TaskConfig(numbers=3, max_number=15))
