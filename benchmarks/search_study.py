@@ -293,6 +293,8 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
       shares = np.mean(result["solved"][strategy], axis=(0, 2))
       axis.plot(result["budgets"], shares * 100, marker="o", ms=3, label=strategy)
     axis.set(xscale="log", xlabel="forward tokens a problem", title=name)
+    axis.set_xticks(result["budgets"], [str(budget) for budget in result["budgets"]])
+    axis.minorticks_off()
     axis.grid(alpha=0.3)
   np.atleast_1d(axes)[0].set_ylabel("solved, %")
   np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=8)
