@@ -27,6 +27,7 @@ from jaxzero.selfplay.episode import Episode
 from jaxzero.selfplay.episode import validate as validate_episode
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.selfplay.run import play_round
+from jaxzero.tasks.base import Problem
 
 _BASE_SEED = {"init": 0, "examples": 1, "self_play": 2, "replay": 3, "control": 4}
 
@@ -157,7 +158,15 @@ def self_play_rounds(run: Run, start: Params) -> Params:
     for round in range(first, config.rounds):
       begin = time.monotonic()
       step = round * config.steps_per_round
-      episodes, cost = play_round(run.engine, state.params, experiment.self_play, seed, round, step)
+      episodes, cost = play_round(
+        run.engine,
+        state.params,
+        experiment.self_play,
+        seed,
+        round,
+        step,
+        unsolved(run, store, round),
+      )
       for episode in episodes:
         validate_episode(episode, run.tokenizer.vocab_size)
       store = _store_round(run, store, round, episodes)
@@ -186,6 +195,23 @@ def self_play_rounds(run: Run, start: Params) -> Params:
       meta = {"round": round, **run.commit()}
       checkpoints.save(round, state.params, _moved(state), data, meta)
   return state.params
+
+
+def unsolved(run: Run, store: ReplayStore, round: int) -> list[Problem]:
+  """Stored problems for round `round` to think about again: those of the replay window that no
+  search had solved, each once, in an order that depends on (seed, round) alone."""
+  config = run.experiment.self_play
+  wanted = int(config.reanalysis_share * config.episodes_per_round)
+  if not wanted or not round:
+    return []
+  window = store.window(round - 1, run.experiment.improve.replay_rounds)
+  order = store.sampler(window, (run.experiment.seed * 10 + _BASE_SEED["self_play"], round))
+  found: dict[str, bool] = {}
+  for number in range(len(window)):
+    episode = order[number]
+    found[episode.problem_id] = found.get(episode.problem_id, False) or len(episode.harvested) > 0
+  open_ = [problem_id for problem_id, solved in found.items() if not solved]
+  return [run.task.parse(problem_id) for problem_id in open_[:wanted]]
 
 
 def _open_store(run: Run, first: int) -> ReplayStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ class SelfPlayConfig:
   """Of the policy that is played."""
   episodes_per_round: int = 1024
   batch_size: int = 64
+  reanalysis_share: float = 0.0
+  """Share of a round's problems that are stored ones which no search has solved yet, thought about
+  again with the newest model (reanalysis, as in MuZero: Schrittwieser et al. 2020)."""
   keep_trees: int = 2
   """Episodes a round whose search tree is stored whole."""
 
@@ -44,6 +48,8 @@ class SelfPlayConfig:
         f"temperature={self.temperature} must lie above 0, noise={self.noise} at 0 or above, and "
         "both at most at 100."
       )
+    if not 0.0 <= self.reanalysis_share <= 1.0:
+      raise UserError(f"reanalysis_share={self.reanalysis_share} must lie between 0 and 1.")
     if not 0 <= self.keep_trees <= self.episodes_per_round:
       raise UserError(
         f"keep_trees={self.keep_trees} must lie in 0..episodes_per_round={self.episodes_per_round}."
@@ -56,13 +62,22 @@ class SelfPlayConfig:
 
 
 def play_round(
-  engine: Engine, params: Params, config: SelfPlayConfig, seed: int, round: int, model_step: int
+  engine: Engine,
+  params: Params,
+  config: SelfPlayConfig,
+  seed: int,
+  round: int,
+  model_step: int,
+  again: Sequence[Problem] = (),
 ) -> tuple[list[Episode], dict[str, float]]:
   """Plays one round's episodes.
 
   The first completion of a tree is the game as played. The search goes on where that game is lost,
   until it has found a right completion or spent its nodes. Problem and noise of an episode are a
-  pure function of (seed, round, its number).
+  pure function of (seed, round, its number, again).
+
+  Args:
+    again: stored problems to think about once more; they come first.
 
   Returns:
     the episodes, and counts: forward_tokens, positions (idle ones too), flops, occupancy.
@@ -70,7 +85,8 @@ def play_round(
   config.check()
   count = config.episodes_per_round
   numbers = np.arange(count)
-  problems = [engine.task.problem("train", seed, round * count + int(i)) for i in numbers]
+  fresh = [engine.task.problem("train", seed, round * count + int(i)) for i in numbers]
+  problems = [*again, *fresh][:count]
   round_key = jax.random.fold_in(jax.random.key(seed), round)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, numbers)
   with bar(f"self-play {round}", total=count, unit="episodes") as progress:

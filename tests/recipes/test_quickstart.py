@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 
 import jaxzero
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.run import config_dict, from_dict, load_experiment
-from jaxzero.recipes.stages import train_flops
+from jaxzero.recipes.run import Run, config_dict, from_dict, load_experiment
+from jaxzero.recipes.stages import train_flops, unsolved
 from jaxzero.selfplay.episode import validate
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.tasks.transcript import grade
@@ -41,6 +42,25 @@ def test_the_config_tree_stays_small():
     return sum(knobs(getattr(config, field.name)) for field in dataclasses.fields(config))
 
   assert knobs(Experiment()) <= 75
+
+
+def test_reanalysis_asks_again_what_no_search_has_solved(smoke_run, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(smoke_run, copy)
+  experiment = load_experiment(copy)
+  with Run(copy, experiment) as run:
+    store = ReplayStore(copy / "episodes", read_only=True)
+    assert unsolved(run, store, 2) == [], "off by default"
+    half = dataclasses.replace(experiment.self_play, reanalysis_share=0.5)
+    run.experiment = dataclasses.replace(experiment, self_play=half)
+    again = unsolved(run, store, 2)
+    assert again == unsolved(run, store, 2) and unsolved(run, store, 0) == []
+    window = store.window(1, 2)
+    episodes = [store.sampler(window, 0)[number] for number in range(len(window))]
+  solved = {episode.problem_id for episode in episodes if len(episode.harvested)}
+  ids = [problem.id for problem in again]
+  assert 0 < len(ids) <= half.episodes_per_round // 2 and len(set(ids)) == len(ids)
+  assert set(ids) <= {episode.problem_id for episode in episodes} - solved
 
 
 def test_a_run_leaves_what_is_promised(smoke_run):
