@@ -1,6 +1,6 @@
 """The quickstart, the Experiment's defaults: `jaxzero quickstart`.
 
-2 cores, about 10 minutes, under 4 GiB; what it reaches: benchmarks/RESULTS.md.
+2 cores, a quarter of an hour or less, under 4 GiB; what it reaches: benchmarks/RESULTS.md.
 """
 
 from jaxzero.recipes.experiment import Experiment
