@@ -293,7 +293,7 @@ def _eval(arguments: list[str]) -> None:
     parsed.seed,
     parsed.split,
     run.step,
-    dataclasses.replace(run.experiment.self_play.play, tree=config.tree),
+    run.experiment.test_play,
     min(config.batch_size, parsed.problems),
   )
   low, high = result["ci95"]

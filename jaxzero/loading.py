@@ -43,7 +43,7 @@ class LoadedRun:
     problem = self.engine.task.parse(prompt)
     if not self.engine.task.solvable(problem, ""):
       raise UserError(f"{problem.prompt!r} has no solution; give another target or other numbers.")
-    play = dataclasses.replace(self.experiment.self_play.play, tree=self.experiment.evaluation.tree)
+    play = self.experiment.test_play
     return search(
       self.engine, self.params, [problem], strategy, budget, seed, play=play, batch_size=1
     )[0]

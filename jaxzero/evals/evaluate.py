@@ -12,7 +12,7 @@ from jaxzero.evals.stats import wilson
 from jaxzero.models.transformer import Params
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
-from jaxzero.search.strategies import SearchResult, search
+from jaxzero.search.strategies import SearchResult, hears_verifier, search
 from jaxzero.tasks.base import Problem
 
 
@@ -44,7 +44,6 @@ def evaluate(
     temperature,
     verify_inside,
   )
-  inside = engine.task.self_checkable if verify_inside is None else verify_inside
   solved = sum(result.right for result in results)
   forward_tokens = [result.forward_tokens for result in results]
   low, high = wilson(solved, len(results))
@@ -62,5 +61,5 @@ def evaluate(
     "wall_s": time.monotonic() - begin,
     "step": step,
     "seed": seed,
-    "verified_inside": inside and strategy not in ("greedy", "sample"),
+    "verified_inside": hears_verifier(engine, strategy, verify_inside),
   }, results

@@ -146,7 +146,10 @@ class Blocks(nnx.Module):
     config = self.config
     D, K, H = config.embed_dim, config.num_kv_heads, config.head_dim
     queries = config.num_heads // K
-    matrix = lambda w, rows: w.reshape(rows, -1).astype(config.dtype)  # noqa: E731
+
+    def matrix(w: jax.Array, rows: int) -> jax.Array:
+      return w.reshape(rows, -1).astype(config.dtype)
+
     heads = [w.reshape(D, K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
     qk_norm = None
     if config.qk_norm:

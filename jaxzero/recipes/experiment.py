@@ -11,6 +11,7 @@ from jaxzero.learn.supervised import SupervisedConfig
 from jaxzero.learn.train import OptimizerConfig
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.mesh import MeshConfig
+from jaxzero.search.play import PlayConfig
 from jaxzero.selfplay.run import SelfPlayConfig
 from jaxzero.tasks.base import TaskConfig
 
@@ -89,6 +90,11 @@ class Experiment:
       raise UserError(f"seed={self.seed} must lie in 0..{10**8}.")
     if self.max_prompt < 4:
       raise UserError(f"max_prompt={self.max_prompt} leaves no room for a problem; use 16 or more.")
+
+  @property
+  def test_play(self) -> PlayConfig:
+    """How problems are thought about outside of self-play."""
+    return dataclasses.replace(self.self_play.play, tree=self.evaluation.tree)
 
   @property
   def context(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import resource
 import sys
@@ -139,7 +138,7 @@ def evaluate_at(
     budget,
     seed=run.experiment.seed,
     step=step,
-    play=dataclasses.replace(run.experiment.self_play.play, tree=config.tree),
+    play=run.experiment.test_play,
     batch_size=config.batch_size,
   )
 

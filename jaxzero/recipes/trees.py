@@ -35,18 +35,16 @@ def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
   thinking = think(
     engine, params, problems, keys, BUDGET, config, inside, batch_size=count, keep_trees=count
   )
-  out, trees = thinking.insight, []
+  trees = []
   for i, problem in enumerate(problems):
-    found = bool(out.answer.found[i])
-    source = out.answer if found else out.played
-    tokens = source.completion[i, : source.length[i]].tolist()
+    tokens, right = thinking.given(i)
     completion, _ = parse_completion(engine.tokenizer, tokens)
     trees.append(
       {
         **to_dict(thinking.trees[i], [], engine.tokenizer, problem.prompt, tokens[0]),
         "answer": completion.answer,
         "thinking": " ; ".join(completion.steps),
-        "correct": bool(out.answer_right[i] if found else out.played_right[i]),
+        "correct": right,
       }
     )
   return trees

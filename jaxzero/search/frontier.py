@@ -231,7 +231,6 @@ def _backup(
   expedition: Expedition, frontier: Frontier, node: jax.Array, ended: jax.Array
 ) -> Frontier:
   """The verdict of a terminal reaches all above it, and with it the guidance of their edges."""
-
   tree = tree_lib.backup(
     frontier.tree, node[:, None], ended[:, None], discounted=expedition.rules.discounted
   )

@@ -91,7 +91,10 @@ def search(
   noisy = logits + gumbel
   noisy = noisy if invalid is None else jnp.where(invalid, -jnp.inf, noisy)
   _, candidates = jax.lax.top_k(noisy, config.num_candidates)
-  pick = lambda x: jnp.take_along_axis(x, candidates, axis=1)  # noqa: E731
+
+  def pick(x: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, candidates, axis=1)
+
   tree = tree_lib.plant(
     tree_slots(config, invalid is not None) + 1,
     game.completion.shape[1],

@@ -22,7 +22,7 @@ from jaxzero.search.config import TreeConfig
 from jaxzero.search.expand import Weights
 from jaxzero.search.game import Game
 from jaxzero.search.networks import TreeCache
-from jaxzero.search.rules import Unverified, Verified
+from jaxzero.search.rules import rules_of
 from jaxzero.search.tree import Tree
 from jaxzero.tasks.base import DeviceVerifier
 
@@ -127,7 +127,7 @@ def play(
   B = prompts.shape[0]
   A, C = config.tree.num_candidates, config.max_tokens
   slots, most_nodes = mcts.tree_slots(config.tree), mcts.most_nodes(config.tree)
-  rules = Verified(verifier, end_id) if verify_inside else Unverified(end_id)
+  rules = rules_of(verifier, end_id, verify_inside)
   vocab_size = model.vocab_size
   chex.assert_shape([prompt_length, budget, noise, temperature, keys], (B,))
 

@@ -73,3 +73,8 @@ class Unverified:
       reward=jnp.zeros(token.shape),
       discount=jnp.ones(token.shape),
     )
+
+
+def rules_of(verifier: DeviceVerifier, end_id: int, verify_inside: bool) -> Rules:
+  """The rules of a search that hears the verifier, or does not."""
+  return Verified(verifier, end_id) if verify_inside else Unverified(end_id)

@@ -57,8 +57,7 @@ def interior_selection(config: TreeConfig) -> Any:
 
 def root_visits(tree: Tree) -> jax.Array:
   """[B, A] int32: the visits of the root's children."""
-  children = tree.children[:, 0]
-  return jnp.where(children >= 0, at(tree.visits, jnp.maximum(children, 0)), 0)
+  return view(tree, jnp.zeros(tree.parent.shape[0], jnp.int32)).children_visits[:, 0]
 
 
 def root_q(tree: Tree, config: TreeConfig) -> jax.Array:

@@ -26,7 +26,8 @@ from jaxzero.search.pool import think
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import parse_completion
 
-DECODED = ("greedy", "sample", "best_of_n")
+ONE_TRY = ("greedy", "sample")
+DECODED = (*ONE_TRY, "best_of_n")
 STRATEGIES = (*DECODED, "shared_samples", "without_replacement", "best_first", "mcts")
 
 
@@ -82,10 +83,7 @@ def search(
       f"task {engine.task.name!r} decides by an answer key, which no search may see; leave "
       "verify_inside off."
     )
-  inside = (allowed if verify_inside is None else verify_inside) and strategy not in (
-    "greedy",
-    "sample",
-  )
+  inside = hears_verifier(engine, strategy, verify_inside)
   if not problems:
     return []
   play = play or PlayConfig(max_tokens=engine.max_tokens)
@@ -111,6 +109,12 @@ def search(
     temperature,
     inside,
   )
+
+
+def hears_verifier(engine: Engine, strategy: str, verify_inside: bool | None) -> bool:
+  """Whether a strategy verifies inside, as `search` is asked to; None: where the task allows it."""
+  wanted = engine.task.self_checkable if verify_inside is None else verify_inside
+  return wanted and strategy not in ONE_TRY
 
 
 def _one_tree(
@@ -148,15 +152,12 @@ def _one_tree(
       batch_size,
       progress=progress.advance,
     )
-  out = thinking.insight
+  spent = thinking.insight.forward_tokens
   flops = engine.flops(thinking.positions) / count
-  results = []
-  for i, problem in enumerate(problems):
-    source = out.answer if out.answer.found[i] else out.played
-    right = out.answer_right[i] if out.answer.found[i] else out.played_right[i]
-    tokens = source.completion[i, : source.length[i]].tolist()
-    results.append(_result(engine, problem, tokens, right, out.forward_tokens[i], flops))
-  return results
+  return [
+    _result(engine, problem, *thinking.given(i), spent[i], flops)
+    for i, problem in enumerate(problems)
+  ]
 
 
 def _result(
@@ -190,7 +191,7 @@ class _Tries:
     self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
     self.problems, self.budget = problems, budget
     self.temperature, self.inside = temperature, inside
-    self.once = strategy in ("greedy", "sample")
+    self.once = strategy in ONE_TRY
     count = len(problems)
     self.left = np.full(count, budget, np.int32)
     self.flops = np.zeros(count)

@@ -20,7 +20,7 @@ from jaxzero.search.frontier import Expedition, Frontier
 from jaxzero.search.game import Game
 from jaxzero.search.mcts import Found, find, improved_policies
 from jaxzero.search.networks import TreeCache
-from jaxzero.search.rules import Unverified, Verified
+from jaxzero.search.rules import rules_of
 from jaxzero.search.tree import at
 from jaxzero.tasks.base import DeviceVerifier
 
@@ -120,7 +120,7 @@ def expedition(
   return Expedition(
     config=config,
     network=TreeCache(model, layers, game),
-    rules=Verified(verifier, end_id) if verify_inside else Unverified(end_id),
+    rules=rules_of(verifier, end_id, verify_inside),
     weights=weights,
     stop_when_found=verify_inside,
   )
@@ -181,12 +181,7 @@ def conclude(
   on_path = jnp.arange(path.shape[1]) < at(tree.depth, answer)[:, None]
   nodes = jnp.where(on_path, nodes, 0)
   weights, _ = improved_policies(tree, nodes, config)
-  children = at(tree.children, nodes)
-  visits = jnp.where(
-    children >= 0,
-    at(tree.visits, jnp.maximum(children, 0).reshape(len(path), -1)).reshape(children.shape),
-    0,
-  )
+  visits = tree_lib.view(tree, nodes).children_visits
   return Insight(
     number=thoughts.number,
     played=played,
@@ -198,7 +193,7 @@ def conclude(
     candidates=at(tree.candidates, nodes),
     weights=weights,
     values=at(tree.value, nodes),
-    visit_counts=visits,
+    visit_counts=visits.reshape(*nodes.shape, -1),
   )
 
 
