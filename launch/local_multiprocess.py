@@ -23,22 +23,31 @@ GRACE_S = 30
 """Seconds that a process gets to save before it is killed."""
 
 
-def child_env(coordinator: str, processes: int, process_id: int, devices: int) -> dict[str, str]:
+def environments(processes: int, devices: int) -> list[dict[str, str]]:
   """What each process finds in its environment, beside what is there already."""
-  return {
+  with socket.socket() as listener:  # free now, and with luck still when process 0 binds it
+    listener.bind(("127.0.0.1", 0))
+    coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
+  shared = {
     "JAXZERO_COORDINATOR": coordinator,
     "JAXZERO_NUM_PROCESSES": str(processes),
-    "JAXZERO_PROCESS_ID": str(process_id),
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
   }
+  return [{**shared, "JAXZERO_PROCESS_ID": str(index)} for index in range(processes)]
 
 
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+  return subprocess.Popen(
+    command,
+    env={**os.environ, **environment},
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,  # a Ctrl-C reaches the processes once, through us
+  )
 
 
 def copy_lines(child: subprocess.Popen[str], process_id: int) -> None:
@@ -48,30 +57,16 @@ def copy_lines(child: subprocess.Popen[str], process_id: int) -> None:
     print(f"[{process_id}] {line}", end="", flush=True)
 
 
-def wait_for_all(children: list[subprocess.Popen[str]]) -> int:
-  """0 once all have ended well, else the first bad exit code; the others are stopped."""
-  while True:
-    failed = first_failure(children)
-    if failed is not None:
-      stop(children)
-      return failed
-    if all(child.returncode == 0 for child in children):
-      return 0
-    time.sleep(0.1)
-
-
-def first_failure(children: list[subprocess.Popen[str]]) -> int | None:
-  """The first exit code that is not 0, as a shell would tell it; None where there is none."""
-  codes = [child.poll() for child in children]
-  failed = next((code for code in codes if code), None)
-  return 128 - failed if failed is not None and failed < 0 else failed
+def first_failure(children: list[subprocess.Popen[str]]) -> int:
+  """The first exit code that is not 0, as a shell would tell it; 0 where there is none."""
+  failed = next((code for child in children if (code := child.poll())), 0)
+  return 128 - failed if failed < 0 else failed
 
 
 def stop(children: list[subprocess.Popen[str]]) -> None:
   deadline = time.monotonic() + GRACE_S
   for child in children:
-    if child.poll() is None:
-      child.terminate()
+    child.terminate()  # nothing, where it has ended
   for child in children:
     try:
       child.wait(max(0.0, deadline - time.monotonic()))
@@ -94,44 +89,36 @@ def main() -> int:
     parser.error("--processes and --devices-per-process must be at least 1.")
 
   command = [sys.executable, "-m", options.module, *options.arguments]
-  coordinator = f"127.0.0.1:{free_port()}"
-  environments = [
-    child_env(coordinator, options.processes, process_id, options.devices_per_process)
-    for process_id in range(options.processes)
-  ]
+  settings = environments(options.processes, options.devices_per_process)
+  print("It has begun once '[0] jaxzero: N processes, M devices' is here.", file=sys.stderr)
   if options.dry_run:
-    for environment in environments:
-      settings = [f"{name}={value}" for name, value in environment.items()]
-      print(shlex.join(["env", *settings, *command]))
+    for environment in settings:
+      print(
+        shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command])
+      )
     return 0
 
-  children = [
-    subprocess.Popen(
-      command,
-      env={**os.environ, **environment},
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      start_new_session=True,  # a Ctrl-C reaches the processes once, through us
-    )
-    for environment in environments
-  ]
-  readers = [
-    threading.Thread(target=copy_lines, args=(child, process_id), daemon=True)
-    for process_id, child in enumerate(children)
-  ]
-  for reader in readers:
-    reader.start()
+  children: list[subprocess.Popen[str]] = []
+  readers: list[threading.Thread] = []
+  failed = 0
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    code = wait_for_all(children)
+    for process_id, environment in enumerate(settings):
+      children.append(start(command, environment))
+      # Daemons: what a process left behind may hold its output open for ever.
+      readers.append(
+        threading.Thread(target=copy_lines, args=(children[-1], process_id), daemon=True)
+      )
+      readers[-1].start()
+    while not failed and any(child.poll() is None for child in children):
+      failed = first_failure(children)
+      time.sleep(0.1)
   except KeyboardInterrupt:
-    stop(children)
-    code = first_failure(children) or 0
+    pass  # they are stopped below, and their codes tell how that went
+  stop(children)
   for reader in readers:
     reader.join(timeout=5)
-  return code
+  return failed or first_failure(children)
 
 
 if __name__ == "__main__":

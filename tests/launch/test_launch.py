@@ -1,36 +1,21 @@
-"""The launchers: what they would run, and two real processes that train as one."""
+"""The local launcher, and two real processes that train as one."""
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
 import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from shells import ROOT, run
 
 from jaxzero.errors import UserError
 from jaxzero.parallel import hosts
 
-ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
-TPU = ["bash", str(ROOT / "launch" / "tpu_vm.sh")]
-TPU_ENV = {"TPU_NAME": "zero", "ZONE": "us-west4-a", "TPU_TYPE": "v5litepod-16"}
-
-
-def run(command, env=None, timeout=60):
-  return subprocess.run(
-    command,
-    env={**os.environ, **(env or {})},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=timeout,
-    stdin=subprocess.DEVNULL,
-  )
 
 
 def test_local_dry_run_names_one_coordinator_and_every_id():
@@ -118,69 +103,3 @@ def test_alone_there_is_nobody_to_wait_for(monkeypatch):
   hosts.initialize_hosts()
   hosts.barrier("alone")
   assert hosts.is_primary()
-
-
-def gcloud_lines(text):
-  return [shlex.split(line) for line in text.splitlines() if line.startswith("gcloud ")]
-
-
-def verbs(commands):
-  words = ("create", "describe", "scp", "ssh", "delete")
-  return [next(word for word in command if word in words) for command in commands]
-
-
-def dry(*arguments):
-  out = run([*TPU, "--dry-run", *arguments], TPU_ENV)
-  assert out.returncode == 0, out.stderr
-  return gcloud_lines(out.stdout)
-
-
-def test_tpu_up_creates_waits_installs_and_runs_on_all_workers():
-  commands = dry("up", "train", "configs/smoke.py", "--run", "/shared/a run")
-  assert verbs(commands) == ["create", "describe", "scp", "ssh", "ssh"]
-  assert all("--zone=us-west4-a" in c for c in commands)
-  assert all("--worker=all" in c for c in commands[2:])
-  install, launch = (c[-1] for c in commands[3:])
-  assert "pip install -e '.[tpu]'" in install
-  assert "JAXZERO_COORDINATOR=auto" in launch
-  assert "jaxzero train configs/smoke.py --run /shared/a\\ run" in launch
-
-
-@pytest.mark.parametrize("verb", ["create", "wait", "install", "logs", "restart", "run", "up"])
-def test_tpu_deletes_only_when_told_to(verb):
-  assert "delete" not in verbs(dry(verb, "train", "configs/smoke.py"))
-  assert verbs(dry("delete")) == ["delete"]
-
-
-@pytest.mark.parametrize(
-  ("states", "expected"),
-  [
-    (["ACTIVE"], ["describe", "ssh"]),
-    (
-      ["SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"],
-      ["describe", "delete", "create", "describe", "describe", "scp", "ssh", "ssh"],
-    ),
-  ],
-)
-def test_tpu_restart_replaces_only_a_preempted_slice(tmp_path, states, expected):
-  (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
-  stub = tmp_path / "gcloud"
-  stub.write_text(
-    "#!/usr/bin/env bash\n"
-    'if [[ "$*" == *describe* ]]; then\n'
-    f'  head -n 1 "{tmp_path}/states"; sed -i 1d "{tmp_path}/states"\n'
-    "fi\n"
-  )
-  stub.chmod(0o755)
-  env = {**TPU_ENV, "POLL_S": "0", "TMPDIR": str(tmp_path)}
-  env["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-  out = run([*TPU, "restart", "train", "configs/smoke.py"], env)
-  assert out.returncode == 0, out.stderr
-  assert verbs(gcloud_lines(out.stderr)) == expected
-
-
-def test_tpu_without_a_name_or_with_an_unknown_verb_says_what_to_do():
-  out = run([*TPU, "--dry-run", "create"], {**TPU_ENV, "TPU_NAME": ""})
-  assert (out.returncode, "TPU_NAME" in out.stderr) == (2, True)
-  out = run([*TPU, "--dry-run", "dance"], TPU_ENV)
-  assert (out.returncode, "dance" in out.stderr) == (2, True)
