@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
+SETTINGS = re.compile(
+  "SLURM_.*|TPU_.*|ZONE|NAME|QUEUE|ACCELERATOR|TOPOLOGY|HOSTS|CHIPS|CPU|MEMORY|SLICES|SPOT|IMAGE"
+  "|SERVICE_ACCOUNT|CLUSTER|NODES|GPUS|EXTRA|PYTHON|POLL_S"
+)
+"""What the launchers read: a test must not find the developer's own."""
 TRAIN = ("train", "configs/large.py", "--run", "gs://bucket/a run")
 
 
@@ -21,9 +27,10 @@ def run(
   cwd: pathlib.Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
   """Runs to its end, without a terminal; `env` is added to the environment."""
+  inherited = {name: v for name, v in os.environ.items() if not SETTINGS.fullmatch(name)}
   return subprocess.run(
     [str(word) for word in command],
-    env={**os.environ, **(env or {})},
+    env={**inherited, **(env or {})},
     cwd=cwd,
     capture_output=True,
     text=True,
