@@ -7,11 +7,19 @@ loudly and a laptop never waits for anybody.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
+import re
+import signal
+import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -20,6 +28,20 @@ from jaxzero.errors import UserError
 COORDINATOR = "JAXZERO_COORDINATOR"
 NUM_PROCESSES = "JAXZERO_NUM_PROCESSES"
 PROCESS_ID = "JAXZERO_PROCESS_ID"
+
+JOIN_TIMEOUT_S = 300
+"""Seconds that processes wait for each other at the start."""
+
+# What jax's coordination service says, and what it means.
+_REASONS = {
+  "ALREADY_EXISTS": "two processes came with the same JAXZERO_PROCESS_ID",
+  "Unexpected task": "there are more processes than JAXZERO_NUM_PROCESSES",
+  "DEADLINE_EXCEEDED": "some process never came, or the coordinator is that of an older job",
+  "UNAVAILABLE": "the coordinator does not answer: it has ended, or it is that of an older job",
+  "Failed to start RPC server": "its port is in use: an older job still runs",
+}
+
+_host_names: dict[int, str] = {}
 
 
 def initialize_hosts() -> None:
@@ -36,17 +58,17 @@ def initialize_hosts() -> None:
   if not any(values.values()) or jax.distributed.is_initialized():
     return
   try:
-    if values[COORDINATOR] == "auto":
-      jax.distributed.initialize()
-    else:
-      coordinator, num_processes, process_id = _parsed(values)
-      jax.distributed.initialize(coordinator, num_processes, process_id)
+    with _fatal_as_sentence(values):
+      if values[COORDINATOR] == "auto":
+        jax.distributed.initialize(initialization_timeout=JOIN_TIMEOUT_S)
+      else:
+        coordinator, num_processes, process_id = _parsed(values)
+        jax.distributed.initialize(
+          coordinator, num_processes, process_id, initialization_timeout=JOIN_TIMEOUT_S
+        )
   except (RuntimeError, ValueError) as error:
-    raise UserError(
-      f"the hosts could not be joined with {COORDINATOR}={values[COORDINATOR]!r} "
-      f"({str(error).strip().splitlines()[0]}); check that every process runs the same command "
-      "and can reach process 0."
-    ) from error
+    raise UserError(_why_not_joined(values, str(error))) from error
+  _host_names.update(enumerate(gather_objects(socket.gethostname())))
 
 
 def is_primary() -> bool:
@@ -61,6 +83,18 @@ def fetch(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def gather_objects(value: Any) -> list[Any]:
+  """The JSON values that all processes passed, in the order of their ids, on every process."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: len(data)] = data
+  rows = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
 def barrier(name: str, timeout_s: int = 300) -> None:
   """Waits until every process is here; returns at once where there is only one.
 
@@ -69,7 +103,7 @@ def barrier(name: str, timeout_s: int = 300) -> None:
     timeout_s: whole seconds to wait for the slowest.
 
   Raises:
-    UserError: some process did not arrive in time.
+    UserError: some process did not arrive in time; it is named, with its host.
   """
   if jax.process_count() == 1:
     return
@@ -80,8 +114,8 @@ def barrier(name: str, timeout_s: int = 300) -> None:
     multihost.sync_global_processes(name, timeout=timeout_s, processes=everyone)
   except RuntimeError as error:
     raise UserError(
-      f"not all of the {jax.process_count()} processes reached {name!r} within {timeout_s} s; "
-      "look for the reason in the log of the one that is missing."
+      f"{_missing(str(error))} of {jax.process_count()} did not reach {name!r} within "
+      f"{timeout_s} s; look for the reason in its log, then start all of them again."
     ) from error
 
 
@@ -97,6 +131,57 @@ def primary_first(name: str) -> Iterator[None]:
   yield
   if is_primary():
     barrier(name)
+
+
+def _why_not_joined(values: dict[str, str], said: str) -> str:
+  lines = said.strip().splitlines() or ["no reason given"]
+  reason = next((why for word, why in _REASONS.items() if word in said), lines[0])
+  who = f"process {values[PROCESS_ID]} of {values[NUM_PROCESSES]}" if values[PROCESS_ID] else "this"
+  return (
+    f"{who} could not join the others within {JOIN_TIMEOUT_S} s at "
+    f"{COORDINATOR}={values[COORDINATOR]}: {reason}; end what is left of older jobs, then start the "
+    "same command on every host, with ids from 0."
+  )
+
+
+@contextlib.contextmanager
+def _fatal_as_sentence(values: dict[str, str]) -> Iterator[None]:
+  """Within, jax's client does not raise where joining fails: it logs a stack trace and aborts. That
+  becomes one sentence and exit code 2."""
+  sys.stderr.flush()
+  terminal = os.dup(2)
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+  with tempfile.TemporaryFile() as log:
+
+    def said() -> bytes:
+      os.dup2(terminal, 2)
+      log.seek(0)
+      return log.read()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+      sentence = _why_not_joined(values, said().decode(errors="replace"))
+      os.write(2, f"jaxzero: {sentence}\n".encode())
+      os._exit(2)
+
+    os.dup2(log.fileno(), 2)
+    before = libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
+    try:
+      yield
+    finally:
+      libc.signal(signal.SIGABRT, before)
+      os.write(2, said())
+      os.close(terminal)
+
+
+def _missing(message: str) -> str:
+  """Who a barrier's timeout says is missing: "process 3 (host tpu-w-1)"."""
+  listed = re.search(r"timed out task names:\n([\d\s]+)", message)
+  ids = sorted(int(number) for number in listed[1].split()) if listed else []
+  names = [f"process {number} (host {_host_names.get(number, 'unknown')})" for number in ids]
+  return " and ".join(names) or "a process"
 
 
 def _parsed(values: dict[str, str]) -> tuple[str, int, int]:
