@@ -84,9 +84,8 @@ def test_what_a_kill_threw_away_is_lost_and_the_pause_is_down(tmp_path, clock):
     killed.beat()  # too soon to be written
   del killed
   clock.work(996)
-  with session(tmp_path, clock) as goodput:
-    with goodput.phase("learn"):
-      clock.work(10)
+  with session(tmp_path, clock) as goodput, goodput.phase("learn"):
+    clock.work(10)
   figures = goodput.to_dict()
   assert spent(goodput) == {"self_play": 60, "lost": 30, "learn": 10}
   assert figures["down_s"] == 1000, "from the last written sign of life"
@@ -105,10 +104,10 @@ def test_work_lost_twice_is_counted_twice_and_without_a_commit_from_the_start(tm
 
 
 def test_a_failure_loses_what_was_not_committed_but_a_good_end_loses_nothing(tmp_path, clock):
-  with pytest.raises(KeyboardInterrupt), session(tmp_path, clock) as goodput:
-    with goodput.phase("learn"):
-      clock.work(10)
-      raise KeyboardInterrupt
+  stopped = pytest.raises(KeyboardInterrupt)
+  with stopped, session(tmp_path, clock) as goodput, goodput.phase("learn"):
+    clock.work(10)
+    raise KeyboardInterrupt
   clock.work(5)
   with session(tmp_path, clock) as goodput, goodput.phase("learn"):
     clock.work(10)
