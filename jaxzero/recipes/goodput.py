@@ -136,15 +136,15 @@ class Goodput:
     self.seconds[self._phases[-1]] += now - self._mark
     self._mark = now
 
-  def _on_duration(self, event: str, seconds: float, **_: Any) -> None:
+  def _on_duration(self, event: str, duration_secs: float, **_: Any) -> None:
     """Moves the time of a compilation out of the phase that it held up."""
     if event not in _COMPILE_EVENTS or threading.get_ident() != self._thread:
       return
     self._settle()
-    begin, alone = self._mark - seconds, seconds
+    begin, alone = self._mark - duration_secs, duration_secs
     while self._compiled and self._compiled[-1][0] > begin:  # inside this one, moved already
       alone -= self._compiled.pop()[1]
-    self._compiled.append((self._mark, seconds))
+    self._compiled.append((self._mark, duration_secs))
     self.seconds[self._phases[-1]] -= alone
     self.seconds["compile"] += alone
 
