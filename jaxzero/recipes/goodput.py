@@ -72,6 +72,9 @@ class Goodput:
       self.commit()
       self._write(finished=True)
     else:
+      self._settle()
+      self.seconds = _without_uncommitted(self.seconds, self._committed)
+      self._committed = dict(self.seconds)
       with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
         self._write()
 
@@ -163,22 +166,29 @@ class Goodput:
       write_atomic(self._path, json.dumps(record, indent=1) + "\n")
 
   def _carried_over(self) -> tuple[dict[str, float], float, int]:
-    """Seconds by phase, seconds down and the number of this session, from the sessions before.
-
-    What the last of them did after its last commit is lost, as this one does it again.
-    """
+    """Seconds by phase, seconds down and the number of this session, from the sessions before."""
     try:
       record = json.loads(self._path.read_text())
-      kept = {name: float(record["committed"][name]) for name in PHASES}
-      kept["lost"] += sum(float(record["seconds"][name]) for name in PHASES) - sum(kept.values())
+      seconds, committed = (
+        {name: float(record[which][name]) for name in PHASES} for which in ("seconds", "committed")
+      )
       # Nobody waited for a session after one that had come to its end.
       pause = 0.0 if record["finished"] else max(0.0, self._wall() - float(record["alive"]))
-      return kept, float(record["down_s"]) + pause, int(record["sessions"]) + 1
+      down_s, sessions = float(record["down_s"]) + pause, int(record["sessions"]) + 1
+      return _without_uncommitted(seconds, committed), down_s, sessions
     except FileNotFoundError:
       pass
     except (ValueError, KeyError, TypeError, OverflowError):
       warnings.warn(f"{self._path} is damaged; goodput is counted anew from here.", stacklevel=3)
     return dict.fromkeys(PHASES, 0.0), 0.0, 1
+
+
+def _without_uncommitted(
+  seconds: dict[str, float], committed: dict[str, float]
+) -> dict[str, float]:
+  """What was done since the last commit as lost: the next session does it again."""
+  lost = sum(seconds.values()) - sum(committed.values())
+  return {**committed, "lost": committed["lost"] + lost}
 
 
 def _text(seconds: float) -> str:

@@ -108,6 +108,7 @@ def test_a_failure_loses_what_was_not_committed_but_a_good_end_loses_nothing(tmp
   with stopped, session(tmp_path, clock) as goodput, goodput.phase("learn"):
     clock.work(10)
     raise KeyboardInterrupt
+  assert spent(goodput) == {"lost": 10}, "as the summary at this exit tells"
   clock.work(5)
   with session(tmp_path, clock) as goodput, goodput.phase("learn"):
     clock.work(10)
