@@ -47,6 +47,9 @@ class FakeGcs:
   def reset(self) -> None:
     self.objects.clear()
     self.requests.clear()
+    self.reset_faults()
+
+  def reset_faults(self) -> None:
     self.faults = lambda method, url: None
 
   def fail_times(self, times: int, fault: str, method: str, pattern: str = "") -> None:

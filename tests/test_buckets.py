@@ -1,4 +1,4 @@
-"""Files in a bucket: whole or not at all under every fault, and the cache never gives wrong bytes."""
+"""Files in a bucket: whole or not at all under every fault, and no wrong byte from the cache."""
 
 import hashlib
 import os

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,7 @@ class ReplayStore:
     self._read_only = read_only
     self._commits = primary and not read_only
     self._shards: list[ShardInfo] = []
+    self._figures: dict[str, dict[str, Any]] = {}
     self._quarantined: list[dict[str, Any]] = []
     self._checked: set[ShardInfo] = set()
     self.refresh()
@@ -95,6 +96,7 @@ class ReplayStore:
         raise ValueError
       whole = {"part": 0, "parts": 1}  # what version 1 does not say
       self._shards = [ShardInfo(**{**whole, **entry}) for entry in manifest["shards"]]
+      self._figures = manifest.get("figures", {})
       self._quarantined = manifest["quarantined"]
     except FileNotFoundError:
       self._start()
@@ -117,6 +119,10 @@ class ReplayStore:
   def __len__(self) -> int:
     """The number of episodes in all committed rounds."""
     return sum(shard.episodes for shard in self._shards)
+
+  def figures(self, round: int) -> dict[str, Any] | None:
+    """What was committed beside a round; None if the round, or a part of it, is not here."""
+    return dict(self._figures.get(str(round), {})) if self._is_whole(round) else None
 
   def write(self, round: int, episodes: Sequence[Episode]) -> ShardInfo:
     """Commits a round that one host has played; see `stage` and `commit`."""
@@ -157,8 +163,15 @@ class ReplayStore:
       size = temporary.stat().st_size
     return ShardInfo(path.name, round, part, parts, len(records), size, digest)
 
-  def commit(self, round: int, shards: Sequence[ShardInfo]) -> None:
+  def commit(
+    self, round: int, shards: Sequence[ShardInfo], figures: Mapping[str, Any] | None = None
+  ) -> None:
     """Enters all parts of a round at once; when it returns, the episodes survive a crash.
+
+    A round that has lost a part to damage is replaced.
+
+    Args:
+      figures: JSON to keep beside the round.
 
     Raises:
       UserError: the round is committed already, the parts are not all of it, or one of them is
@@ -176,7 +189,9 @@ class ReplayStore:
           f"{shard.name} of {shard.bytes} bytes is not in {self.folder}; every host must write to "
           "the same folder: use a shared file system or gs://."
         )
-    self._write_manifest([*self._shards, *shards], self._quarantined)
+    others = [shard for shard in self._shards if shard.round != round]
+    self._figures = {**self._figures, str(round): dict(figures or {})}
+    self._write_manifest([*others, *shards], self._quarantined)
 
   def discard_after(self, round: int) -> list[int]:
     """Drops every later round (a restart goes on from an older checkpoint); returns them."""
@@ -309,9 +324,12 @@ class ReplayStore:
 
   def _write_manifest(self, shards: list[ShardInfo], quarantined: list[dict[str, Any]]) -> None:
     ordered = sorted(shards, key=lambda shard: (shard.round, shard.part))
+    rounds = {str(shard.round) for shard in shards}
+    self._figures = {round: kept for round, kept in self._figures.items() if round in rounds}
     manifest: dict[str, Any] = {
       "version": _MANIFEST_VERSION,
       "shards": [dataclasses.asdict(shard) for shard in ordered],
+      "figures": self._figures,
       "quarantined": quarantined,
     }
     manifest["sha256"] = _digest(manifest)
@@ -331,8 +349,12 @@ class ReplayStore:
   def _manifest_path(self) -> PathLike:
     return self.folder / "manifest.json"
 
+  def _is_whole(self, round: int) -> bool:
+    here = [shard for shard in self._shards if shard.round == round]
+    return bool(here) and len(here) == here[0].parts
+
   def _must_be_new(self, round: int) -> None:
-    if round in self.rounds:
+    if self._is_whole(round):
       count = sum(shard.episodes for shard in self._shards if shard.round == round)
       raise UserError(
         f"round {round} is committed in {self.folder} with {count} episodes; drop it first with "

@@ -426,6 +426,19 @@ def test_one_damaged_part_is_set_aside_and_the_others_of_its_round_stay(tmp_path
   assert len(other.verify()) == 1  # moved by now: missing, so both hosts read the same
   left = [record for i, record in enumerate(expected(0)[0]) if i != 1]
   assert content(store) == content(other) == content(ReplayStore(tmp_path)) == {0: left}
+  assert store.figures(0) is None
+  store.commit(0, staged(tmp_path, 0, 2))  # played again, by other hosts
+  assert content(ReplayStore(tmp_path)) == expected(0) and len(list(tmp_path.glob("*.array*"))) == 2
+
+
+def test_figures_are_committed_with_their_round_and_go_with_it(tmp_path):
+  store = filled(tmp_path, 1)
+  store.commit(1, staged(tmp_path, 1, 2), {"seconds": 1.5})
+  store = ReplayStore(tmp_path)
+  assert [store.figures(round) for round in range(3)] == [{}, {"seconds": 1.5}, None]
+  store.discard_after(0)
+  store.write(1, episodes(1))
+  assert ReplayStore(tmp_path).figures(1) == {}
 
 
 def test_a_store_of_version_1_is_read_and_goes_on(tmp_path):
