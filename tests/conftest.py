@@ -4,12 +4,15 @@ Set through jax.config, not the environment: the programs that tests start shall
 users have it.
 """
 
+import asyncio
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
+from fake_gcs import FakeGcs
 
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.mesh import MeshConfig, make_mesh
@@ -79,3 +82,33 @@ def smoke_run(smoke_command, tmp_path_factory):
   done = subprocess.run(smoke_command(folder), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   return folder
+
+
+@pytest.fixture(scope="session")
+def _gcs(tmp_path_factory):
+  """The fake store, with what gcsfs and TensorStore read once and for all."""
+  store = FakeGcs()
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in {
+      "STORAGE_EMULATOR_HOST": store.url,  # gcsfs and Google's client
+      "TENSORSTORE_GCS_HTTP_URL": store.url,
+      "GOOGLE_CLOUD_PROJECT": "test",
+      "NO_GCE_CHECK": "true",  # no search for credentials in the network
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the bucket's layout over gRPC
+    }.items():
+      patch.setenv(name, value)
+    yield store
+  store.close()
+
+
+@pytest.fixture
+def gcs(_gcs, monkeypatch, tmp_path):
+  """An empty fake bucket, `gs://bucket`; retries wait a thousandth of their time."""
+  import gcsfs.retry
+
+  quick = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 1000))
+  monkeypatch.setattr(gcsfs.retry, "asyncio", quick)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  _gcs.reset()
+  yield _gcs
+  _gcs.reset()

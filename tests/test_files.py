@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from jaxzero.errors import UserError
 from jaxzero.files import (
+  as_path,
   disk_errors,
   read_jsonl,
   replacing,
@@ -95,7 +97,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_is_needed(tmp_path, monke
   assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 def test_disk_troubles_of_python_and_native_writers_are_one_sentence(code):
   message = os.strerror(code)
   troubles = (
@@ -125,9 +127,12 @@ def test_other_errors_pass_through_and_leave_the_old_file(tmp_path, error):
   assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_bucket_is_refused():
-  with pytest.raises(UserError, match="gs://bucket/x is not a local path"):
-    write_atomic("gs://bucket/x", b"")
+def test_a_bucket_is_known_even_as_pathlib_spells_it_and_other_stores_are_refused():
+  for text in ("gs://bucket/x/y", "gs:/bucket/x/y"):
+    assert str(as_path(text)) == "gs://bucket/x/y"
+    assert str(as_path(pathlib.Path(text)) / "z") == "gs://bucket/x/y/z"
+  with pytest.raises(UserError, match="s3://bucket/x is neither"):
+    write_atomic("s3://bucket/x", b"")
 
 
 def test_sha256_of_a_file(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -12,8 +13,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxzero.errors import UserError
+from jaxzero.selfplay import replay
 from jaxzero.selfplay.episode import Episode, to_bytes
-from jaxzero.selfplay.replay import ReplayStore
+from jaxzero.selfplay.replay import ReplayStore, ShardInfo
 
 
 def episodes(round, count=4, A=3):
@@ -132,7 +134,7 @@ def files(folder):
 
 
 def shard(folder, round):
-  return folder / f"episodes-{round:06d}.arrayrecord"
+  return folder / f"episodes-{round:06d}-00000-of-00001.arrayrecord"
 
 
 def test_what_was_written_is_read_back_after_reopening(tmp_path):
@@ -162,7 +164,7 @@ def test_a_round_is_committed_once(tmp_path):
   store = filled(tmp_path, 2)
   with pytest.raises(UserError, match=r"round 1 is committed .* with 4 episodes"):
     store.write(1, episodes(1))
-  with pytest.raises(UserError, match="round 2 with 0 episodes"):
+  with pytest.raises(UserError, match="round 2, part 0 of 1, with 0 episodes"):
     store.write(2, [])
   assert content(ReplayStore(tmp_path)) == expected(0, 1)
 
@@ -187,8 +189,8 @@ def test_leftovers_of_a_killed_writer_are_removed_and_other_files_kept(tmp_path)
   store = ReplayStore(tmp_path)
   assert content(store) == expected(0, 1)
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-    "episodes-000000.arrayrecord",
-    "episodes-000001.arrayrecord",
+    "episodes-000000-00000-of-00001.arrayrecord",
+    "episodes-000001-00000-of-00001.arrayrecord",
     "manifest.json",
     "notes.txt",
   ]
@@ -230,9 +232,9 @@ def test_every_damaged_shard_is_set_aside_and_the_rest_still_reads(tmp_path, dam
     shutil.copytree(tmp_path / "good", folder)
     shard(folder, 1).write_bytes(damage)
     (sentence,) = ReplayStore(folder).verify()
-    assert sentence.startswith("episodes-000001.arrayrecord (round 1) has ")
+    assert sentence.startswith(f"{shard(folder, 1).name} (round 1) has ")
     assert content(ReplayStore(folder)) == expected(0, 2)
-    aside = folder / "quarantine" / "episodes-000001.arrayrecord"
+    aside = folder / "quarantine" / shard(folder, 1).name
     assert aside.read_bytes() == damage
     assert " instead of " in aside.with_name(aside.name + ".reason.txt").read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -243,7 +245,7 @@ def test_a_missing_shard_is_reported_and_its_round_can_be_played_again(tmp_path)
   filled(tmp_path)
   shard(tmp_path, 1).unlink()
   store = ReplayStore(tmp_path)
-  assert store.verify() == ["episodes-000001.arrayrecord (round 1) is missing; it was set aside."]
+  assert store.verify() == [f"{shard(tmp_path, 1).name} (round 1) is missing; it was set aside."]
   assert store.verify() == [] and content(store) == expected(0, 2)
   store.write(1, episodes(1))
   assert content(ReplayStore(tmp_path)) == expected(0, 1, 2)
@@ -321,10 +323,10 @@ def test_killed_at_any_step_of_a_quarantine_the_damage_is_still_set_aside(tmp_pa
     store = ReplayStore(folder)
     store.verify()
     assert content(ReplayStore(folder)) == expected(0, 2), step
-    aside = folder / "quarantine" / "episodes-000001.arrayrecord"
+    aside = folder / "quarantine" / shard(folder, 1).name
     assert aside.read_bytes() == b"torn"
     note = aside.with_name(aside.name + ".reason.txt").read_text()
-    assert note.startswith("episodes-000001.arrayrecord has 4 bytes instead of"), step
+    assert note.startswith(f"{aside.name} has sha256 "), step
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync", "close"])
@@ -355,6 +357,107 @@ def test_a_full_disk_keeps_what_was_committed_and_the_store_goes_on(
   assert not list(tmp_path.glob(".*.tmp"))
   store.write(2, episodes(2))
   assert content(ReplayStore(tmp_path)) == expected(0, 1, 2)
+
+
+def staged(folder, round, parts):
+  """What the hosts stage of a round, each a contiguous range, the last host first."""
+  everything, store = episodes(round), ReplayStore(folder, primary=False)
+  size = len(everything) // parts
+  return [
+    store.stage(round, part, parts, everything[part * size : (part + 1) * size])
+    for part in reversed(range(parts))
+  ]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_order_of_the_records_does_not_depend_on_the_number_of_hosts(tmp_path, parts):
+  store = ReplayStore(tmp_path)
+  for round in range(3):
+    store.commit(round, staged(tmp_path, round, parts))
+  assert len(store.shards) == 3 * parts and content(store) == expected(0, 1, 2)
+  assert list(store.window(2, 2)) == list(itertools.chain(*expected(1, 2).values()))
+
+
+def test_staged_parts_are_seen_by_all_once_committed_and_by_none_before(tmp_path):
+  store, other = filled(tmp_path, 1), ReplayStore(tmp_path, primary=False)
+  shards = staged(tmp_path, 1, 2)
+  other.refresh()
+  assert other.rounds == ReplayStore(tmp_path, read_only=True).rounds == [0]
+  store.commit(1, [ShardInfo(**json.loads(json.dumps(dataclasses.asdict(s)))) for s in shards])
+  other.refresh()
+  assert content(other) == expected(0, 1)
+
+
+def test_uncommitted_parts_are_swept_by_the_primary_alone(tmp_path):
+  filled(tmp_path, 1)
+  staged(tmp_path, 1, 2)
+  before = files(tmp_path)
+  ReplayStore(tmp_path, read_only=True)
+  ReplayStore(tmp_path, primary=False)
+  assert files(tmp_path) == before
+  store = ReplayStore(tmp_path)
+  assert len(before) == 4 and len(files(tmp_path)) == 2
+  store.commit(1, staged(tmp_path, 1, 4))
+  assert content(ReplayStore(tmp_path)) == expected(0, 1)
+
+
+def test_a_round_is_committed_whole_from_one_folder_by_the_primary(tmp_path):
+  store, other = ReplayStore(tmp_path / "a"), ReplayStore(tmp_path / "a", primary=False)
+  first, second = staged(tmp_path / "a", 0, 2)
+  for wrong in ([], [first], [first, first], [*staged(tmp_path / "a", 0, 4), second]):
+    with pytest.raises(UserError, match="needs each of its parts once"):
+      store.commit(0, wrong)
+  elsewhere = staged(tmp_path / "b", 1, 2)
+  with pytest.raises(UserError, match="use a shared file system or gs://"):
+    store.commit(1, elsewhere)
+  for change in (lambda: other.commit(0, [first, second]), lambda: other.discard_after(-1)):
+    with pytest.raises(UserError, match="only the primary host"):
+      change()
+  assert store.rounds == []
+
+
+def test_one_damaged_part_is_set_aside_and_the_others_of_its_round_stay(tmp_path):
+  store = ReplayStore(tmp_path)
+  store.commit(0, staged(tmp_path, 0, 4))
+  (tmp_path / store.shards[1].name).write_bytes(b"torn")
+  other = ReplayStore(tmp_path, primary=False)
+  (sentence,) = store.verify()
+  assert sentence.startswith(f"{other.shards[1].name} (round 0) has sha256 ")
+  assert len(other.verify()) == 1  # moved by now: missing, so both hosts read the same
+  left = [record for i, record in enumerate(expected(0)[0]) if i != 1]
+  assert content(store) == content(other) == content(ReplayStore(tmp_path)) == {0: left}
+  assert store.figures(0) is None
+  store.commit(0, staged(tmp_path, 0, 2))  # played again, by other hosts
+  assert content(ReplayStore(tmp_path)) == expected(0) and len(list(tmp_path.glob("*.array*"))) == 2
+
+
+def test_figures_are_committed_with_their_round_and_go_with_it(tmp_path):
+  store = filled(tmp_path, 1)
+  store.commit(1, staged(tmp_path, 1, 2), {"seconds": 1.5})
+  store = ReplayStore(tmp_path)
+  assert [store.figures(round) for round in range(3)] == [{}, {"seconds": 1.5}, None]
+  store.discard_after(0)
+  store.write(1, episodes(1))
+  assert ReplayStore(tmp_path).figures(1) == {}
+
+
+def test_a_store_of_version_1_is_read_and_goes_on(tmp_path):
+  store = filled(tmp_path, 2)
+  manifest = json.loads((tmp_path / "manifest.json").read_text())
+  for entry in manifest["shards"]:
+    old = entry["name"].replace("-00000-of-00001", "")
+    (tmp_path / entry["name"]).rename(tmp_path / old)
+    entry["name"] = old
+    del entry["part"], entry["parts"]
+  del manifest["sha256"]
+  manifest["version"] = 1
+  manifest["sha256"] = replay._digest(manifest)
+  (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+  store = ReplayStore(tmp_path)
+  assert store.verify() == [] and content(store) == expected(0, 1)
+  store.write(2, episodes(2))
+  assert content(ReplayStore(tmp_path)) == expected(0, 1, 2)
+  assert json.loads((tmp_path / "manifest.json").read_text())["version"] == 2
 
 
 def ids(sampler, items):
