@@ -23,7 +23,9 @@ class ModelConfig:
   dtype: str = "float32"
   """Compute type; parameters, logits and values are always float32."""
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
+  """What a layer computes again in the backward pass instead of keeping it: none; dots: all but the
+  results of its matrix products; full: everything. Gathered weights are never kept."""
 
   def check(self) -> None:
     """Raises UserError where the shape is impossible."""
@@ -43,6 +45,8 @@ class ModelConfig:
       raise UserError(f"head_dim={self.head_dim} must be even: RoPE turns pairs.")
     if self.dtype not in ("float32", "bfloat16"):
       raise UserError(f"dtype={self.dtype!r} is unknown; use float32 or bfloat16.")
+    if self.remat not in ("none", "dots", "full"):
+      raise UserError(f"remat={self.remat!r} is unknown; use none, dots or full.")
 
   def layer_parameters(self) -> int:
     """Weights in the matrices of one layer."""

@@ -79,6 +79,7 @@ def test_flops_agree_with_xla_on_an_unrolled_forward():
     ({"head_dim": 7}, "head_dim=7"),
     ({"num_layers": 0}, "num-layers=0"),
     ({"dtype": "float16"}, "float16"),
+    ({"remat": "some"}, "remat='some'.*none, dots or full"),
   ],
 )
 def test_impossible_shapes_are_refused(wrong, numbers):
@@ -98,9 +99,9 @@ def test_no_token_sees_what_comes_after_it(tiny_model, tokens, variant):
     assert not np.allclose(a[:, 5:], b[:, 5:])
 
 
-@pytest.mark.parametrize("switch", ["scan_layers", "remat"])
+@pytest.mark.parametrize("switch", [{"scan_layers": True}, {"remat": "dots"}, {"remat": "full"}])
 def test_switches_change_neither_parameters_nor_results(tiny_model, params, tokens, switch):
-  switched = dataclasses.replace(tiny_model, **{switch: True})
+  switched = dataclasses.replace(tiny_model, **switch)
   other = random_params(switched)
   jax.tree.map(np.testing.assert_array_equal, params, other)
 
