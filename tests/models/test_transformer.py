@@ -63,13 +63,16 @@ def test_parameters_are_counted_exactly(tiny_model, variant):
   assert {str(x.dtype) for x in jax.tree.leaves(shapes)} == {"float32"}
 
 
-def test_flops_agree_with_xla_on_an_unrolled_forward():
+def test_flops_agree_with_xla_on_an_unrolled_forward_and_its_gradient():
   config, length = ModelConfig(), 32
   shapes = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
   tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
-  counted = forward.lower(config, shapes, tokens).compile().cost_analysis()["flops"]
   ours = 2 * length * config.flops_per_token(VOCAB, context=length)
-  assert 0.9 < ours / counted < 1.1
+  counted = forward.lower(config, shapes, tokens).compile().cost_analysis()["flops"]
+  assert ours / counted == pytest.approx(1.0, abs=0.05)
+  loss = lambda params, tokens: sum(map(jnp.sum, forward(config, params, tokens)))  # noqa: E731
+  counted = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile().cost_analysis()["flops"]
+  assert 3 * ours / counted == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,21 @@ def test_switches_change_neither_parameters_nor_results(tiny_model, params, toke
   b, db = jax.value_and_grad(functools.partial(loss, switched))(params)
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), da, db)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_more_is_computed_again_the_less_is_kept(tiny_model, params, tokens, scan_layers):
+  """Bytes of temporary memory of a gradient over long sequences."""
+  long = jnp.tile(tokens, (1, 8))
+
+  def kept(remat):
+    config = dataclasses.replace(tiny_model, num_layers=4, remat=remat, scan_layers=scan_layers)
+    loss = lambda params: jnp.mean(forward(config, params, long).logits ** 2)  # noqa: E731
+    compiled = jax.jit(jax.grad(loss)).lower(random_params(config)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  none, dots, full = (kept(remat) for remat in ("none", "dots", "full"))
+  assert full < 0.9 * dots < 0.9 * 0.9 * none
 
 
 @functools.partial(jax.jit, static_argnums=0)
