@@ -50,17 +50,31 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Arra
   return (normed * scale).astype(x.dtype)
 
 
-def _whole(w: jax.Array, axes: Axes, embed_dim: int) -> jax.Array:
-  """A matrix with its shards along D gathered; its gradient is summed and scattered again."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w: jax.Array, axis: int, dtype: str) -> jax.Array:
+  """A float32 shard -> the whole in `dtype`; gradients are summed and scattered in float32."""
+  return jax.lax.all_gather(w.astype(dtype), RULES["embed"], axis=axis, tiled=True)
+
+
+def _scatter(axis: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+  gradient = gradient.astype(jnp.float32)
+  return (jax.lax.psum_scatter(gradient, RULES["embed"], scatter_dimension=axis, tiled=True),)
+
+
+_gather.defvjp(lambda w, axis, dtype: (_gather(w, axis, dtype), None), _scatter)
+
+
+def _whole(w: jax.Array, axes: Axes, embed_dim: int, dtype: str) -> jax.Array:
+  """A matrix in `dtype`, with its shards along D gathered."""
   axis = axes.index("embed")
   if w.shape[axis] == embed_dim:
-    return w
-  gather = functools.partial(jax.lax.all_gather, axis_name=RULES["embed"], axis=axis, tiled=True)
+    return w.astype(dtype)
   # Each device of the tensor axis gathers its own columns: left to the compiler, all would be.
   rest = spec(tuple(None if name == "embed" else name for name in axes))
   names = {name for name in rest if name}
   if not names:
-    return gather(w)
+    return _gather(w, axis, dtype)
+  gather = functools.partial(_gather, axis=axis, dtype=dtype)
   return jax.shard_map(gather, in_specs=rest, out_specs=rest, axis_names=names, check_vma=False)(w)
 
 
@@ -178,7 +192,7 @@ class Blocks(nnx.Module):
     queries = N // K
 
     def matrix(w: jax.Array, *axes: str) -> jax.Array:
-      return _whole(w.astype(config.dtype), axes, config.embed_dim)
+      return _whole(w, axes, config.embed_dim, config.dtype)
 
     heads = [w.reshape(len(w), K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
     qkv = jnp.concatenate(heads, axis=2)
@@ -276,7 +290,8 @@ class PolicyValueTransformer(nnx.Module):
 
   def embed_tokens(self, tokens: jax.Array) -> jax.Array:
     """[B, T] int32 -> [B, T, D] in the compute dtype."""
-    table = _whole(self.embed[...], ("vocab", "embed"), self.config.embed_dim)
+    table = self.embed[...]
+    table = _whole(table, ("vocab", "embed"), self.config.embed_dim, table.dtype.name)
     return table[tokens].astype(self.config.dtype)
 
   def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -286,7 +301,7 @@ class PolicyValueTransformer(nnx.Module):
     """The last layer's x [B, T, D] -> logits and value logits."""
     x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
-    unembed = _whole(unembed.astype(x.dtype), ("embed", "vocab"), self.config.embed_dim)
+    unembed = _whole(unembed, ("embed", "vocab"), self.config.embed_dim, x.dtype.name)
     rows = x.reshape(-1, x.shape[-1])
     logits = jnp.matmul(rows, unembed, preferred_element_type=jnp.float32)
     logits = logits.reshape(*x.shape[:2], -1)
@@ -322,6 +337,7 @@ def abstract_params(config: ModelConfig, vocab_size: int) -> Params:
 
 def param_shardings(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
   """The parameter tree's NamedShardings by the rules table; UserError where sizes do not divide."""
+  config.check_mesh(mesh.shape)
   _, state = _abstract(config, vocab_size)
 
   def of(path: tuple, variable: nnx.Variable):
