@@ -50,18 +50,19 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Arra
   return (normed * scale).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(w: jax.Array, axis: int, dtype: str) -> jax.Array:
-  """A float32 shard -> the whole in `dtype`; gradients are summed and scattered in float32."""
+def _all_gather(w: jax.Array, axis: int, dtype: str) -> jax.Array:
+  """A float32 shard -> the whole in `dtype`."""
   return jax.lax.all_gather(w.astype(dtype), RULES["embed"], axis=axis, tiled=True)
 
 
 def _scatter(axis: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-  gradient = gradient.astype(jnp.float32)
-  return (jax.lax.psum_scatter(gradient, RULES["embed"], scatter_dimension=axis, tiled=True),)
+  """The other way: gradients are summed in float32, whatever they were computed in."""
+  x = gradient.astype(jnp.float32)
+  return (jax.lax.psum_scatter(x, RULES["embed"], scatter_dimension=axis, tiled=True),)
 
 
-_gather.defvjp(lambda w, axis, dtype: (_gather(w, axis, dtype), None), _scatter)
+_gather = jax.custom_vjp(_all_gather, nondiff_argnums=(1, 2))
+_gather.defvjp(lambda w, axis, dtype: (_all_gather(w, axis, dtype), None), _scatter)
 
 
 def _whole(w: jax.Array, axes: Axes, embed_dim: int, dtype: str) -> jax.Array:

@@ -1,5 +1,6 @@
 """The train step on eight devices, however they are split: one result, and the planned talk."""
 
+import dataclasses
 import functools
 
 import jax
@@ -25,10 +26,10 @@ def step_of():
   params = random_params(MODEL, VOCAB)
 
   @functools.cache
-  def step(split, rows=16):
-    mesh = mesh_of(split)
+  def step(split, rows=16, dtype="float32"):
+    model, mesh = dataclasses.replace(MODEL, dtype=dtype), mesh_of(split)
     optimizer = OptimizerConfig(max_grad_norm=1e9)
-    trainer = Trainer(MODEL, VOCAB, optimizer, LossConfig(), mesh, steps=10)
+    trainer = Trainer(model, VOCAB, optimizer, LossConfig(), mesh, steps=10)
     state = trainer.fresh_optimizer(jax.device_put(params, trainer.shardings.params))
     placed = shard_batch(mesh, mixed_batch(rows=rows))
     compiled = trainer.train_step.lower(state, placed).compile()
@@ -46,6 +47,13 @@ def test_losses_and_gradients_are_those_of_one_device(step_of, split):
   for (path, x), y in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
     assert np.linalg.norm(x) > 0, path
     assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x), path
+
+
+def test_bfloat16_trains_on_all_axes_at_once(step_of):
+  (exact, _), (low, metrics) = step_of((1, 1, 1))[1], step_of((2, 2, 2), dtype="bfloat16")[1]
+  assert np.isfinite(metrics["loss"])
+  for x, y in zip(jax.tree.leaves(exact), jax.tree.leaves(low), strict=True):
+    assert 0 < np.linalg.norm(x - y) < 0.1 * np.linalg.norm(x)
 
 
 # Arrays with gradients, scalars left out.
