@@ -24,7 +24,7 @@ config = dataclasses.replace(
     qk_norm=True,
     dtype="bfloat16",
     scan_layers=True,
-    remat=True,
+    remat="full",
   ),
   mesh=MeshConfig(fsdp=8, tensor=4),
   max_prompt=32,

@@ -36,6 +36,14 @@ def _no_hoard():
   jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+  """Programs of this module are compiled in half the time, and run slower."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def task():
   return Countdown(TaskConfig(numbers=3, max_number=15))

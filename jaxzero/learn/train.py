@@ -1,4 +1,17 @@
-"""The train state and the pure, sharded train step."""
+"""The train state and the pure, sharded train step.
+
+The gradients run in `shard_map` over data and fsdp, so what is communicated there is written down;
+the tensor axis is the compiler's. The plan, asserted on compiled programs by the tests:
+
+| axis | for every layer and micro-batch | once a step |
+|---|---|---|
+| data | - | gradients summed |
+| fsdp | matrices gathered, in the compute type; gradients summed, scattered | norms' summed |
+| tensor | two activations summed forward, two backward | - |
+
+With `scan_layers` one layer is whole at a time; matrices are gathered again for the backward pass.
+Beside these only scalars: the losses, their divisors, the gradient's norm.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +22,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxzero.errors import UserError
 from jaxzero.learn import losses
 from jaxzero.learn.batch import Batch
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, bind, init_params, param_shardings
-from jaxzero.parallel.sharding import replicated
+from jaxzero.parallel.mesh import batch_shards
+from jaxzero.parallel.sharding import RULES, only, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,29 +141,11 @@ class Trainer:
     """One update; the state is donated. Metrics are float32 scalars.
 
     Args:
-      batch: B rows; B must divide by `micro_batches`.
+      batch: B rows; B must divide by data x fsdp x `micro_batches`, or UserError.
       reference: parameters for the KL term, where its weight is not 0.
     """
-    divisors = losses.weights(batch)
-
-    def loss_of(params: Params, part: Batch):
-      output = self._forward(params, part)
-      anchor = self._forward(reference, part).logits if self.loss.kl_weight else None
-      return losses.total_loss(output, anchor, part, divisors, self.loss)
-
-    iterate = state.iterate if self.average_steps else state.params
-    gradient = jax.grad(loss_of, has_aux=True)
-    if self.micro_batches == 1:
-      grads, metrics = gradient(iterate, batch)
-    else:
-      parts = jax.tree.map(self._split, batch)
-      like = jax.eval_shape(gradient, iterate, jax.tree.map(lambda x: x[0], parts))
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-
-      def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(iterate, part)), None
-
-      (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
+    iterate = state.params if state.iterate is None else state.iterate
+    grads, metrics = self.gradients(iterate, batch, reference)
     updates, optimizer = self.optimizer.update(grads, state.optimizer, iterate)
     metrics["grad_norm"] = optax.tree.norm(grads)
     moved = optax.apply_updates(iterate, updates)
@@ -161,18 +157,66 @@ class Trainer:
     )
     return new_state, metrics
 
+  def gradients(
+    self, params: Params, batch: Batch, reference: Params | None = None
+  ) -> tuple[Params, dict[str, jax.Array]]:
+    """The loss's gradients, sharded like the parameters, and the metrics; see `_train_step`."""
+    self._check_rows(len(batch.tokens))
+    axes = RULES["batch"]
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    sharded = jax.tree.map(lambda s: only(axes, s.spec), self.shardings.params)
+
+    def of_shard(params, batch, reference, divisors):
+      grads, metrics = self._local_gradients(params, batch, reference, divisors)
+      # Gradients of what was gathered over fsdp come back summed and scattered over it.
+      grads = jax.tree.map(lambda g, s: self._sum(g, set(axes) - set(s)), grads, sharded)
+      return grads, self._sum(metrics, set(axes))
+
+    return jax.shard_map(
+      of_shard,
+      mesh=self.mesh,
+      in_specs=(sharded, rows, None if reference is None else sharded, whole),
+      out_specs=(sharded, whole),
+      axis_names=set(axes),
+      check_vma=False,
+    )(params, batch, reference, losses.weights(batch))
+
+  def _check_rows(self, batch_size: int) -> None:
+    shards = batch_shards(self.mesh)
+    if batch_size % (shards * self.micro_batches):
+      raise UserError(
+        f"batch_size={batch_size} does not divide into micro_batches={self.micro_batches} on "
+        f"data x fsdp = {shards} devices; use a multiple of {shards * self.micro_batches}."
+      )
+
+  def _sum(self, x: Any, axes: set[str]) -> Any:
+    split = tuple(axis for axis in sorted(axes) if self.mesh.shape[axis] > 1)
+    return jax.lax.psum(x, split) if split else x
+
+  def _local_gradients(self, params, batch, reference, divisors):
+    """Sums over this shard's rows, micro-batch by micro-batch."""
+
+    def loss_of(params: Params, part: Batch):
+      output = self._forward(params, part)
+      anchor = self._forward(reference, part).logits if self.loss.kl_weight else None
+      return losses.total_loss(output, anchor, part, divisors, self.loss)
+
+    gradient = jax.grad(loss_of, has_aux=True)
+    if self.micro_batches == 1:
+      return gradient(params, batch)
+    parts = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), batch)
+    like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
+
   def _average(self, average: Params, params: Params) -> Params:
     if not self.average_steps:
       return params
     return optax.incremental_update(params, average, 1.0 / self.average_steps)
-
-  def _split(self, x: jax.Array) -> jax.Array:
-    if x.shape[0] % self.micro_batches:
-      raise UserError(
-        f"batch_size={x.shape[0]} does not divide into micro_batches={self.micro_batches}."
-      )
-    # Row i goes to part i % micro_batches, so that every part stays spread over all devices.
-    return x.reshape(-1, self.micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
   def _forward(self, params: Params | None, batch: Batch):
     assert params is not None

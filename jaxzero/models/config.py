@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxzero.errors import UserError
 
@@ -23,7 +24,9 @@ class ModelConfig:
   dtype: str = "float32"
   """Compute type; parameters, logits and values are always float32."""
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
+  """What a layer computes again in the backward pass instead of keeping it: none; dots: all but the
+  results of its matrix products; full: everything. Gathered weights are never kept."""
 
   def check(self) -> None:
     """Raises UserError where the shape is impossible."""
@@ -43,6 +46,23 @@ class ModelConfig:
       raise UserError(f"head_dim={self.head_dim} must be even: RoPE turns pairs.")
     if self.dtype not in ("float32", "bfloat16"):
       raise UserError(f"dtype={self.dtype!r} is unknown; use float32 or bfloat16.")
+    if self.remat not in ("none", "dots", "full"):
+      raise UserError(f"remat={self.remat!r} is unknown; use none, dots or full.")
+
+  def check_mesh(self, mesh: Mapping[str, int]) -> None:
+    """Raises UserError where the shape does not divide over a mesh of these axis sizes."""
+    for name, axis in (
+      ("embed_dim", "fsdp"),
+      ("num_heads", "tensor"),
+      ("num_kv_heads", "tensor"),
+      ("ffn_dim", "tensor"),
+    ):
+      size, devices = getattr(self, name), mesh[axis]
+      if size % devices:
+        raise UserError(
+          f"--model.{name.replace('_', '-')}={size} does not divide over --mesh.{axis}={devices}; "
+          f"use a multiple of {devices} or a smaller {axis} axis."
+        )
 
   def layer_parameters(self) -> int:
     """Weights in the matrices of one layer."""

@@ -4,23 +4,27 @@ The layers' parameters are always stacked [L, ...], whatever `scan_layers` says.
 the model on whole sequences; prefill and decode call `extend` on a KV cache. Inside jit, bind the
 parameters once (`bind`), and take `model.unstack()` before a decoding loop: slices of the stacked
 weights inside the loop would be copied at every step.
+
+Inside `shard_map` over fsdp the parameters may be shards along D. The model sees it by their shape,
+and gathers each matrix where it is used, in the compute type: a layer's own inside that layer.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxzero.models.attention import attention, rope, rotation
 from jaxzero.models.cache import KVCache, read, write
 from jaxzero.models.config import ModelConfig
-from jaxzero.parallel.sharding import Axes, sharding
+from jaxzero.parallel.sharding import RULES, Axes, only, sharding, spec
 
 Params = dict[str, Any]
 
@@ -44,6 +48,47 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Arra
   x32 = x.astype(jnp.float32)
   normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
   return (normed * scale).astype(x.dtype)
+
+
+def _all_gather(w: jax.Array, axis: int, dtype: str) -> jax.Array:
+  """A float32 shard -> the whole in `dtype`."""
+  return jax.lax.all_gather(w.astype(dtype), RULES["embed"], axis=axis, tiled=True)
+
+
+def _scatter(axis: int, dtype: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+  """The other way: gradients are summed in float32, whatever they were computed in."""
+  x = gradient.astype(jnp.float32)
+  return (jax.lax.psum_scatter(x, RULES["embed"], scatter_dimension=axis, tiled=True),)
+
+
+_gather = jax.custom_vjp(_all_gather, nondiff_argnums=(1, 2))
+_gather.defvjp(lambda w, axis, dtype: (_all_gather(w, axis, dtype), None), _scatter)
+
+
+def _whole(w: jax.Array, axes: Axes, embed_dim: int, dtype: str) -> jax.Array:
+  """A matrix in `dtype`, with its shards along D gathered."""
+  axis = axes.index("embed")
+  if w.shape[axis] == embed_dim:
+    return w.astype(dtype)
+  # Each device of the tensor axis gathers its own columns: left to the compiler, all would be.
+  rest = spec(tuple(None if name == "embed" else name for name in axes))
+  names = {name for name in rest if name}
+  if not names:
+    return _gather(w, axis, dtype)
+  gather = functools.partial(_gather, axis=axis, dtype=dtype)
+  return jax.shard_map(gather, in_specs=rest, out_specs=rest, axis_names=names, check_vma=False)(w)
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """A `jax.checkpoint` policy: gathered weights are not kept for the backward pass."""
+  return primitive is not jax.lax.all_gather_p
+
+
+_REMAT_POLICIES = {
+  "none": _all_but_gathered,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Block(NamedTuple):
@@ -144,25 +189,26 @@ class Blocks(nnx.Module):
   def fuse(self) -> Block:
     """The layer that works with these weights; self must hold one layer, unstacked."""
     config = self.config
-    D, K, H = config.embed_dim, config.num_kv_heads, config.head_dim
-    queries = config.num_heads // K
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+    queries = N // K
 
-    def matrix(w: jax.Array, rows: int) -> jax.Array:
-      return w.reshape(rows, -1).astype(config.dtype)
+    def matrix(w: jax.Array, *axes: str) -> jax.Array:
+      return _whole(w, axes, config.embed_dim, config.dtype)
 
-    heads = [w.reshape(D, K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
+    heads = [w.reshape(len(w), K, -1, H) for w in (self.q[...], self.k[...], self.v[...])]
+    qkv = jnp.concatenate(heads, axis=2)
     qk_norm = None
     if config.qk_norm:
       qk_norm = jnp.stack([self.q_norm[...]] * queries + [self.k_norm[...]])
     return Block(
       attention_norm=self.attention_norm[...],
-      qkv=matrix(jnp.concatenate(heads, axis=2), D),
+      qkv=matrix(qkv.reshape(len(qkv), -1), "embed", "kv_heads"),
       qk_norm=qk_norm,
-      o=matrix(self.o[...], config.num_heads * H),
+      o=matrix(self.o[...].reshape(N * H, -1), "heads", "embed"),
       ffn_norm=self.ffn_norm[...],
-      gate=matrix(self.gate[...], D),
-      up=matrix(self.up[...], D),
-      down=matrix(self.down[...], config.ffn_dim),
+      gate=matrix(self.gate[...], "embed", "ffn"),
+      up=matrix(self.up[...], "embed", "ffn"),
+      down=matrix(self.down[...], "ffn", "embed"),
     )
 
 
@@ -193,8 +239,12 @@ class PolicyValueTransformer(nnx.Module):
     def layer(x, weights):
       return nnx.merge(blockdef, weights).fuse()(x, turn, mask, self.config.num_kv_heads)[0]
 
-    if self.config.remat:
-      layer = jax.checkpoint(layer)
+    sharded = self.embed[...].shape[1] != self.config.embed_dim
+    if sharded or self.config.remat != "none":
+      # What one turn of a loop computes twice cannot be merged with another turn's.
+      once = not self.config.scan_layers
+      policy = _REMAT_POLICIES[self.config.remat]
+      layer = jax.checkpoint(layer, policy=policy, prevent_cse=once)
     if self.config.scan_layers:
       x, _ = jax.lax.scan(lambda x, weights: (layer(x, weights), None), x, stacked)
     else:
@@ -241,7 +291,9 @@ class PolicyValueTransformer(nnx.Module):
 
   def embed_tokens(self, tokens: jax.Array) -> jax.Array:
     """[B, T] int32 -> [B, T, D] in the compute dtype."""
-    return self.embed[...][tokens].astype(self.config.dtype)
+    table = self.embed[...]
+    table = _whole(table, ("vocab", "embed"), self.config.embed_dim, table.dtype.name)
+    return table[tokens].astype(self.config.dtype)
 
   def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rotation(positions, self.config.head_dim, self.config.rope_theta)
@@ -250,8 +302,9 @@ class PolicyValueTransformer(nnx.Module):
     """The last layer's x [B, T, D] -> logits and value logits."""
     x = _rms_norm(x, self.norm[...])
     unembed = self.embed[...].T if self.config.tie_embeddings else self.unembed[...]
+    unembed = _whole(unembed, ("embed", "vocab"), self.config.embed_dim, x.dtype.name)
     rows = x.reshape(-1, x.shape[-1])
-    logits = jnp.matmul(rows, unembed.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.matmul(rows, unembed, preferred_element_type=jnp.float32)
     logits = logits.reshape(*x.shape[:2], -1)
     value_logits = jnp.einsum("BTD,D->BT", x.astype(jnp.float32), self.value[...])
     return Output(logits, value_logits + self.value_bias[...])
@@ -285,6 +338,7 @@ def abstract_params(config: ModelConfig, vocab_size: int) -> Params:
 
 def param_shardings(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
   """The parameter tree's NamedShardings by the rules table; UserError where sizes do not divide."""
+  config.check_mesh(mesh.shape)
   _, state = _abstract(config, vocab_size)
 
   def of(path: tuple, variable: nnx.Variable):
@@ -303,6 +357,25 @@ def param_targets(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Params:
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract_params(config, vocab_size),
     param_shardings(config, vocab_size, mesh),
+  )
+
+
+def gatherer(config: ModelConfig, vocab_size: int, mesh: Mesh) -> Callable[[Params], Params]:
+  """A compiled function that makes parameters whole over data and fsdp, as a search holds them.
+
+  Matrices come in the compute type, and move in it; norms and the value head stay float32. The
+  split over tensor is kept.
+  """
+  shardings = param_shardings(config, vocab_size, mesh)
+
+  def cast(x: jax.Array, stored: NamedSharding) -> jax.Array:
+    if not set(RULES["embed"]) & set(stored.spec):
+      return x
+    return jax.lax.with_sharding_constraint(x.astype(config.dtype), stored)
+
+  return jax.jit(
+    lambda params: jax.tree.map(cast, params, shardings),
+    out_shardings=jax.tree.map(lambda s: NamedSharding(mesh, only(("tensor",), s.spec)), shardings),
   )
 
 

@@ -49,6 +49,11 @@ def spec(axes: Axes, rules: dict[str, tuple[str, ...]] | None = None) -> Partiti
   return PartitionSpec(*entries)
 
 
+def only(axes: Sequence[str], partition: PartitionSpec) -> PartitionSpec:
+  """What of a parameter's PartitionSpec is over these mesh axes; whole over the others."""
+  return PartitionSpec(*(entry if entry in axes else None for entry in partition))
+
+
 def sharding(mesh: Mesh, axes: Axes, shape: Sequence[int], what: str = "array") -> NamedSharding:
   """The NamedSharding of an array of `shape`; raises UserError where a size does not divide."""
   partition = spec(axes)

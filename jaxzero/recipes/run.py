@@ -38,6 +38,7 @@ class Run:
     experiment.check()
     self.task = tasks.make(experiment.task)
     self.mesh: Mesh = make_mesh(experiment.mesh)
+    experiment.model.check_mesh(self.mesh.shape)
     _check_batches(experiment, batch_shards(self.mesh))
     if self.folder.exists() and not self.folder.is_dir():
       raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")

@@ -1,9 +1,10 @@
 """The door of the search room: problems in, answers and their cost out, whatever the strategy.
 
 An `Engine` holds a task, a tokenizer, a model's shape and a mesh, and the compiled functions.
-Search runs inside `shard_map` over data and fsdp: parameters are gathered once, and nothing is
-communicated inside the simulation loop. Every episode has a key of its own, so results do not
-depend on the number of devices or on how problems are batched.
+`gather` makes parameters whole once for many calls. Search runs on them inside `shard_map` over
+data and fsdp, where nothing is communicated; a split over tensor adds up two activations a layer.
+Every episode has a key of its own, so results do not depend on the number of devices or on how
+problems are batched.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxzero.errors import UserError
 from jaxzero.models.config import ModelConfig
-from jaxzero.models.transformer import Params, bind
+from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
@@ -49,6 +50,7 @@ class Engine:
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
     self._verifier = task.device_verifier(tokenizer)
+    self.gather = gatherer(model, tokenizer.vocab_size, mesh)
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:

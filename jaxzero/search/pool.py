@@ -68,7 +68,7 @@ def think(
   chunk = engine.rows(max(1, min(batch_size, count) // refill))
   rows = chunk * max(1, -(-min(batch_size, count) // chunk))
   thinker = engine.thinker(config, verify_inside)
-  weights = make_weights(config, temperature)
+  params, weights = engine.gather(params), make_weights(config, temperature)
   raw_keys = np.asarray(jax.random.key_data(keys))
   limits = np.broadcast_to(np.int32(limit), count)
 

@@ -188,7 +188,8 @@ class _Tries:
     temperature: float,
     inside: bool,
   ):
-    self.engine, self.params, self.strategy, self.play = engine, params, strategy, play
+    self.engine, self.params = engine, engine.gather(params)
+    self.strategy, self.play = strategy, play
     self.problems, self.budget = problems, budget
     self.temperature, self.inside = temperature, inside
     self.once = strategy in ONE_TRY

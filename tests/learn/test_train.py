@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from batches import ROWS, VOCAB, A, T, mixed_batch
 
 from jaxzero.errors import UserError
 from jaxzero.learn import batch as batch_lib
@@ -13,25 +14,9 @@ from jaxzero.learn.supervised import Examples
 from jaxzero.learn.train import OptimizerConfig, Trainer, TrainState
 from jaxzero.parallel.sharding import shard_batch
 
-VOCAB, T, A, ROWS, STEPS = 64, 12, 3, 8, 3
+STEPS = 3
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=1)
 LOSS = LossConfig()
-
-
-def mixed_batch(seed=0):
-  """Texts, soft targets and outcomes with uneven weights, rows of uneven length."""
-  random = np.random.default_rng(seed)
-  arrays = batch_lib.empty(ROWS, T, A)
-  for row in range(ROWS):
-    prompt, completion = random.integers(VOCAB, size=3), random.integers(VOCAB, size=2 + row)
-    batch_lib.put_text(arrays, row, prompt, completion, weight=row % 3)
-    if row % 2:
-      arrays["soft_weight"][row, 3:5] = 1.0
-      arrays["candidates"][row, 3:5] = [random.permutation(VOCAB)[:A] for _ in range(2)]
-      arrays["soft_target"][row, 3:5] = random.dirichlet(np.ones(A + 1), 2)
-      arrays["value_weight"][row, 2:5] = 1.0
-      arrays["outcome"][row] = row % 4 == 1
-  return batch_lib.to_batch(arrays)
 
 
 def trainer(model, mesh, loss=LOSS, steps=STEPS, **options):
@@ -117,7 +102,7 @@ def test_micro_batches_have_the_gradient_norm_of_the_whole(tiny_model, mesh1, ba
   whole, parts = (trainer(tiny_model, mesh1, micro_batches=n) for n in (1, 4))
   start = jax.device_get(whole.init(jax.random.key(0)).params)
   a, b = (
-    t._train_step(t.fresh_optimizer(start), batches[1])[1]["grad_norm"] for t in (whole, parts)
+    t.train_step(t.fresh_optimizer(start), batches[1])[1]["grad_norm"] for t in (whole, parts)
   )
   np.testing.assert_allclose(a, b, rtol=1e-6)
 

@@ -17,6 +17,7 @@ from jaxzero.models.attention import (
 from jaxzero.models.cache import init_cache
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import bind, init_params, param_shardings
+from jaxzero.parallel.mesh import MeshConfig, make_mesh
 from jaxzero.parallel.sharding import shard_batch
 
 VOCAB, B, T = 64, 4, 9
@@ -63,13 +64,16 @@ def test_parameters_are_counted_exactly(tiny_model, variant):
   assert {str(x.dtype) for x in jax.tree.leaves(shapes)} == {"float32"}
 
 
-def test_flops_agree_with_xla_on_an_unrolled_forward():
+def test_flops_agree_with_xla_on_an_unrolled_forward_and_its_gradient():
   config, length = ModelConfig(), 32
   shapes = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
   tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
-  counted = forward.lower(config, shapes, tokens).compile().cost_analysis()["flops"]
   ours = 2 * length * config.flops_per_token(VOCAB, context=length)
-  assert 0.9 < ours / counted < 1.1
+  counted = forward.lower(config, shapes, tokens).compile().cost_analysis()["flops"]
+  assert ours / counted == pytest.approx(1.0, abs=0.05)
+  loss = lambda params, tokens: sum(map(jnp.sum, forward(config, params, tokens)))  # noqa: E731
+  counted = jax.jit(jax.grad(loss)).lower(shapes, tokens).compile().cost_analysis()["flops"]
+  assert 3 * ours / counted == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +83,27 @@ def test_flops_agree_with_xla_on_an_unrolled_forward():
     ({"head_dim": 7}, "head_dim=7"),
     ({"num_layers": 0}, "num-layers=0"),
     ({"dtype": "float16"}, "float16"),
+    ({"remat": "some"}, "remat='some'.*none, dots or full"),
   ],
 )
 def test_impossible_shapes_are_refused(wrong, numbers):
   with pytest.raises(UserError, match=numbers):
     ModelConfig(**wrong).check()
+
+
+@pytest.mark.parametrize(
+  ("axis", "sizes", "words"),
+  [
+    ("tensor", {"num_heads": 6}, "--model.num-heads=6 .*--mesh.tensor=4.*multiple of 4"),
+    ("tensor", {"num_heads": 4}, "--model.num-kv-heads=2 .*--mesh.tensor=4"),
+    ("tensor", {"num_heads": 4, "num_kv_heads": 4, "ffn_dim": 50}, "--model.ffn-dim=50 "),
+    ("fsdp", {"embed_dim": 34}, "--model.embed-dim=34 .*--mesh.fsdp=4"),
+  ],
+)
+def test_a_shape_that_does_not_divide_over_the_mesh_is_refused(tiny_model, axis, sizes, words):
+  mesh = make_mesh(MeshConfig(**{axis: 4}))
+  with pytest.raises(UserError, match=words):
+    param_shardings(dataclasses.replace(tiny_model, **sizes), VOCAB, mesh)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,9 +118,9 @@ def test_no_token_sees_what_comes_after_it(tiny_model, tokens, variant):
     assert not np.allclose(a[:, 5:], b[:, 5:])
 
 
-@pytest.mark.parametrize("switch", ["scan_layers", "remat"])
+@pytest.mark.parametrize("switch", [{"scan_layers": True}, {"remat": "dots"}, {"remat": "full"}])
 def test_switches_change_neither_parameters_nor_results(tiny_model, params, tokens, switch):
-  switched = dataclasses.replace(tiny_model, **{switch: True})
+  switched = dataclasses.replace(tiny_model, **switch)
   other = random_params(switched)
   jax.tree.map(np.testing.assert_array_equal, params, other)
 
@@ -112,6 +132,21 @@ def test_switches_change_neither_parameters_nor_results(tiny_model, params, toke
   b, db = jax.value_and_grad(functools.partial(loss, switched))(params)
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), da, db)
+
+
+def test_the_more_is_computed_again_the_less_is_kept(tiny_model, tokens):
+  """Temporary bytes of a gradient over long sequences; outside of a loop the CPU's compiler would
+  merge what is computed twice."""
+  long = jnp.tile(tokens, (1, 8))
+
+  def kept(remat):
+    config = dataclasses.replace(tiny_model, num_layers=4, remat=remat, scan_layers=True)
+    loss = lambda params: jnp.mean(forward(config, params, long).logits ** 2)  # noqa: E731
+    compiled = jax.jit(jax.grad(loss)).lower(random_params(config)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  none, dots, full = (kept(remat) for remat in ("none", "dots", "full"))
+  assert full < 0.9 * dots < 0.9 * 0.9 * none
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,10 +1,10 @@
 """Reads compiled HLO: what a program does inside its loops."""
 
+import collections
 import re
 
-_COLLECTIVE = re.compile(
-  r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
-)
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|\w+_computation)=")
 
 
@@ -44,6 +44,16 @@ class Program:
   @property
   def collectives_in_loops(self) -> list[str]:
     return [x for name in self.loops for x in self.lines[name] if _COLLECTIVE.search(x)]
+
+  @property
+  def arrays_communicated(self) -> collections.Counter:
+    """{(kind, whether inside a loop): how many arrays}; scalars are not counted."""
+    counts: collections.Counter = collections.Counter()
+    for name, lines in self.lines.items():
+      for line in lines:
+        if found := _COLLECTIVE.search(line):
+          counts[found[2], name in self.loops] += len(re.findall(r"\w\[\d", found[1]))
+    return +counts
 
   def copies_in_loops(self, shape: tuple[int, ...]) -> list[str]:
     """Copies of arrays of this shape, in any order of their axes."""
