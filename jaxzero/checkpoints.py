@@ -171,6 +171,11 @@ class Checkpoints:
         f"{remedy if others else 'no other step is left, put back a good copy of it'}."
       )
 
+  def items(self, step: int) -> list[str]:
+    """The names of what a step holds."""
+    names = self._digest(step)["files"]
+    return sorted({name.split("/")[1] for name in names if name.count("/") > 1})
+
   def leftovers(self) -> list[str]:
     """Names in the folder that a killed save left behind, harmless."""
     committed = {str(step) for step in self.steps()}

@@ -219,12 +219,44 @@ class ReplayStore:
         f"{self.folder} has no episodes of round {round}; its rounds are {self.rounds}."
       )
     for shard in shards:
-      reader = ArrayRecordReader(str(self._local(shard)))
-      try:
-        for number in range(reader.num_records()):
-          yield from_bytes(reader.read([number])[0])
-      finally:
-        reader.close()
+      yield from self.read(shard)
+
+  def read(self, shard: ShardInfo) -> Iterator[Episode]:
+    """The episodes of a shard that is not damaged, in the order written."""
+    reader = ArrayRecordReader(str(self._local(shard)))
+    try:
+      for number in range(reader.num_records()):
+        yield from_bytes(reader.read([number])[0])
+    finally:
+      reader.close()
+
+  def damage(self, shard: ShardInfo, fresh: bool = True) -> str | None:
+    """What is wrong with a shard, as the end of a sentence, or None; changes nothing.
+
+    Args:
+      fresh: in a bucket, look at the object itself, not at a copy in the cache.
+    """
+    try:
+      cached(self.folder / shard.name, shard.sha256, fresh)
+    except FileNotFoundError:
+      return "is missing"
+    except DamagedError as error:
+      return str(error)
+    except OSError as error:
+      if error.errno != errno.EIO:
+        raise
+      return f"cannot be read ({error.strerror})"
+    return None
+
+  def leftovers(self) -> list[str]:
+    """Names in the folder that a killed writer left behind, harmless."""
+    committed = {shard.name for shard in self._shards}
+    return [
+      name
+      for name in tree(self.folder)
+      if (name.startswith(".") and name.endswith(".tmp"))
+      or (_SHARD_NAME.fullmatch(name) and name not in committed)
+    ]
 
   def window(self, last_round: int, rounds: int) -> grain.sources.ArrayRecordDataSource:
     """The stored records of rounds `last_round - rounds + 1` to `last_round`.
@@ -268,7 +300,7 @@ class ReplayStore:
   def _verify(self, shards: Sequence[ShardInfo], fresh: bool = False) -> list[str]:
     damage = []
     for shard in shards:
-      reason = self._damage(shard, fresh)
+      reason = self.damage(shard, fresh)
       if reason:
         self._set_aside(shard, reason)
         damage.append(f"{shard.name} (round {shard.round}) {reason}; it was set aside.")
@@ -280,19 +312,6 @@ class ReplayStore:
     new = [s for s in self.shards if s.round in rounds and s not in self._checked]
     for sentence in self._verify(new):
       warnings.warn(sentence, stacklevel=3)
-
-  def _damage(self, shard: ShardInfo, fresh: bool) -> str | None:
-    try:
-      cached(self.folder / shard.name, shard.sha256, fresh)
-    except FileNotFoundError:
-      return "is missing"
-    except DamagedError as error:
-      return str(error)
-    except OSError as error:
-      if error.errno != errno.EIO:
-        raise
-      return f"cannot be read ({error.strerror})"
-    return None
 
   def _local(self, shard: ShardInfo) -> PathLike:
     """The file to read; its bytes were found good before."""
@@ -337,12 +356,9 @@ class ReplayStore:
     self._shards, self._quarantined = ordered, quarantined
 
   def _remove_leftovers(self) -> None:
-    committed = {shard.name for shard in self._shards}
     with disk_errors(self.folder):
-      for name in tree(self.folder):
-        unfinished = name.startswith(".") and name.endswith(".tmp")
-        if unfinished or (_SHARD_NAME.fullmatch(name) and name not in committed):
-          remove(self.folder / name)
+      for name in self.leftovers():
+        remove(self.folder / name)
       fsync_folder(self.folder)
 
   @property
