@@ -3,8 +3,12 @@
 import errno
 import functools
 import itertools
+import json
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 
 import jax
@@ -337,3 +341,25 @@ def test_a_bucket_that_refuses_keeps_the_old_steps_and_is_one_sentence(
   with pytest.raises(UserError, match=rf"^cannot use gs://bucket/run/checkpoints.*{sentence}"):
     save(in_bucket, params, 3)
   assert gcs.objects == before
+
+
+def test_two_hosts_share_the_hashing_and_agree_on_what_is_damaged(tmp_path):
+  root = pathlib.Path(__file__).parents[1]
+  launcher = [sys.executable, str(root / "launch" / "local_multiprocess.py")]
+  hosts = ["--processes", "2", "--devices-per-process", "2", "--module", "tests.hosts_save"]
+  done = subprocess.run(
+    [*launcher, *hosts, "--", str(tmp_path)],
+    cwd=root,
+    env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  rows = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if "] {" in line]
+  assert len(rows) == 2, done.stdout + done.stderr
+  hashed = [row.pop("hashed") for row in rows]
+  assert rows[0] == rows[1]
+  ids = [f"7-0-{number}" for number in range(4)]
+  assert rows[0] == {"latest": 1, "good": True, "steps": [1], "ids": ids}
+  files_of_a_step = len(content(tmp_path / "checkpoints" / "1"))
+  assert sum(hashed) == 2 * files_of_a_step and abs(hashed[0] - hashed[1]) <= 2
