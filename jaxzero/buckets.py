@@ -144,7 +144,7 @@ def _http_code(error: Exception) -> int | None:
   if isinstance(error, OSError) and "Forbidden" in str(error):
     return 403
   if isinstance(error, ValueError | RuntimeError):
-    http = re.search(r"HTTP response code: (\d+)", str(error))
+    http = re.search(r"http_response_code='(\d+)", str(error))
     status = re.search("|".join(_STATUS), str(error))
     return int(http[1]) if http else _STATUS[status[0]] if status else None
   return None

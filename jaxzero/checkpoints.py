@@ -121,9 +121,11 @@ class Checkpoints:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
     require_space(self.folder, needed=size + _OVERHEAD_BYTES)
     if is_bucket(self.folder) and is_primary():
-      # Told before orbax starts, too: refused on the way, it waits 20 minutes for its own threads.
+      # Told before orbax starts, too: a used-up quota (HTTP 507) TensorStore retries for minutes.
       write_atomic(self.folder / ".writable.tmp", "")
-    with disk_errors(self.folder), self._open() as checkpointer:
+    # A folder made in the background that fails leaves orbax waiting for it, for minutes.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    with ocp.Context(async_options=options), disk_errors(self.folder), self._open() as checkpointer:
       checkpointer.save_checkpointables(step, items, force=True, overwrite=True)
     with disk_errors(self.folder):
       files = self._make_durable(step)

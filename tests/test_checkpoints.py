@@ -333,13 +333,33 @@ def test_orbax_writes_to_a_bucket_through_faults_and_damage_there_is_set_aside(
 @pytest.mark.parametrize(
   "fault, sentence", [("403", "permission denied"), ("507", "storage quota")]
 )
-def test_a_bucket_that_refuses_keeps_the_old_steps_and_is_one_sentence(
+def test_a_bucket_that_refuses_is_one_sentence_before_orbax_starts(
   gcs, in_bucket, params, fault, sentence
 ):
   gcs.fail_times(99, fault, "POST")
   before = dict(gcs.objects)
   with pytest.raises(UserError, match=rf"^cannot use gs://bucket/run/checkpoints.*{sentence}"):
     save(in_bucket, params, 3)
+  assert gcs.objects == before
+
+
+@pytest.mark.parametrize("allowed", [2, 9])
+def test_a_bucket_that_refuses_on_the_way_keeps_the_old_steps(gcs, in_bucket, params, allowed):
+  number = 0
+
+  def faults(method, url):
+    nonlocal number
+    number += method == "POST"
+    return "403" if method == "POST" and number > allowed else None
+
+  before = dict(gcs.objects)
+  gcs.faults = faults
+  with pytest.raises(UserError, match=r"^cannot use gs://bucket/run/checkpoints: permission"):
+    save(in_bucket, params, 3)
+  gcs.reset_faults()
+  again = Checkpoints(in_bucket.folder)
+  assert again.latest_good() == 2
+  again.remove_uncommitted()
   assert gcs.objects == before
 
 
