@@ -41,7 +41,6 @@ from jaxzero.parallel.hosts import gather_objects, is_primary
 _KEPT = 2  # newest ones: damage to the newest costs one interval of work
 _OVERHEAD_BYTES = 4 << 20  # of orbax's own files, generously
 _MD5 = "md5:"
-_policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
@@ -125,8 +124,10 @@ class Checkpoints:
       write_atomic(self.folder / ".writable.tmp", "")
     # A folder made in the background that fails leaves orbax waiting for it, for minutes.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    with ocp.Context(async_options=options), disk_errors(self.folder), self._open() as checkpointer:
-      checkpointer.save_checkpointables(step, items, force=True, overwrite=True)
+    # Not by orbax's training.Checkpointer: it asks jax whether all hosts are to stop, with step
+    # numbers of its own, and then our points (parallel/preemption.py) would miss the answer.
+    with ocp.Context(async_options=options), disk_errors(self.folder):
+      ocp.save_checkpointables(self.folder / str(step), items, overwrite=True)
     with disk_errors(self.folder):
       files = self._make_durable(step)
     if is_primary():
@@ -147,18 +148,24 @@ class Checkpoints:
     if optimizer is not None:
       target["optimizer"] = optimizer
     try:
-      with disk_errors(self.folder), self._open() as checkpointer:
-        self._must_fit(checkpointer, step, params)
-        return checkpointer.load_checkpointables(step, target)
+      with disk_errors(self.folder):
+        self._must_fit(step, params)
+        return ocp.load_checkpointables(self.folder / str(step), target)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
       first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
       raise UserError(self._does_not_fit(step, first)) from error
 
   def restore_as_saved(self, step: int) -> dict[str, Any]:
-    """Loads a step as it was saved, onto the same devices; nested dicts and lists."""
+    """Loads a step's parameters and optimizer onto this process's first device, whatever they were
+    trained on; nested dicts and lists."""
     self.check(step)
-    with self._open() as checkpointer:
-      return checkpointer.load_checkpointables(step)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved = ocp.checkpointables_metadata(self.folder / str(step)).metadata
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+      {name: saved[name] for name in ("params", "optimizer")},
+    )
+    return ocp.load_checkpointables(self.folder / str(step), target)
 
   def check(self, step: int) -> None:
     """Compares every file with its checksum; raises UserError naming the first bad one."""
@@ -252,9 +259,9 @@ class Checkpoints:
         fsync_folder(folder)
     return {name: digest for part in gather_objects(mine) for name, digest in part.items()}
 
-  def _must_fit(self, checkpointer: ocp.training.Checkpointer, step: int, params: Any) -> None:
+  def _must_fit(self, step: int, params: Any) -> None:
     """UserError naming the first parameter that is of another shape in the checkpoint."""
-    saved = _shapes(checkpointer.checkpointables_metadata(step).metadata["params"])
+    saved = _shapes(ocp.checkpointables_metadata(self.folder / str(step)).metadata["params"])
     wanted = _shapes(params)
     for name in sorted(saved.keys() | wanted.keys()):
       there, here = saved.get(name), wanted.get(name)
@@ -267,9 +274,6 @@ class Checkpoints:
       f"the checkpoint {self.folder / str(step)} does not fit this model ({why}); "
       "use the config it was made with, or another folder."
     )
-
-  def _open(self) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(self.folder, preservation_policy=_policies.PreserveAll())
 
   def _digest_path(self, step: int) -> epath.Path:
     return self.folder / f"digest-{step}.json"

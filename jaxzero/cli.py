@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import runpy
 import signal
 import sys
+import time
+import traceback
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxzero.errors import UserError
+from jaxzero.errors import Preempted, UserError
+from jaxzero.progress import silence
 
 if TYPE_CHECKING:
   from jaxzero.recipes.experiment import Experiment
@@ -27,6 +31,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
+           verify RUN                    check every file of a run
            bench decode|search|selfplay|train   speed beside baselines
 """
 
@@ -35,7 +40,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
 class Solve:
   """Answer one problem: jaxzero solve RUN "2 5 6 = 32" --strategy mcts --budget 512"""
 
-  run: Annotated[pathlib.Path, tyro.conf.Positional]
+  run: Annotated[str, tyro.conf.Positional]
   problem: Annotated[str, tyro.conf.Positional]
   strategy: str = "mcts"
   budget: int = 512
@@ -51,7 +56,7 @@ class Solve:
 class Eval:
   """Measure a run: jaxzero eval RUN --strategy mcts --budget 256"""
 
-  run: Annotated[pathlib.Path, tyro.conf.Positional]
+  run: Annotated[str, tyro.conf.Positional]
   strategy: str = "greedy"
   budget: int | None = None
   """Forward tokens per problem after the prompt, a cap; default: the longest completion."""
@@ -68,7 +73,16 @@ class Eval:
 class Report:
   """Write a run's page again: jaxzero report RUN"""
 
-  run: Annotated[pathlib.Path, tyro.conf.Positional]
+  run: Annotated[str, tyro.conf.Positional]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+  """Check every file of a run, changing nothing: jaxzero verify RUN"""
+
+  run: Annotated[str, tyro.conf.Positional]
+  json: pathlib.Path | None = None
+  """Write one JSON object here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,22 +114,42 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(name, _stop)
   try:
     _run(arguments)
+  except Preempted as stop:
+    print(
+      f"jaxzero: stopped at {stop}; what was done is saved, and the same command continues.",
+      file=sys.stderr,
+    )
+    _leave(3, together=True)
   except UserError as error:
     print(f"jaxzero: {error}", file=sys.stderr)
     _leave(2)
   except BrokenPipeError:  # the reader has seen enough: `jaxzero train --help | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _leave(0)
+  except Exception:
+    traceback.print_exc()
+    _leave(1)
   except KeyboardInterrupt:
     print("jaxzero: stopped; the same command continues where it was.", file=sys.stderr)
     _leave(3)
 
 
-def _leave(code: int) -> None:
-  """Exits; one of many processes leaves at once, as jax would wait minutes for the others."""
+def _leave(code: int, together: bool = False) -> None:
+  """Exits.
+
+  Where there are many processes, one that fails alone leaves at once, as jax would wait minutes for
+  the others; the first one, whose end ends the others, lets them tell their own reasons before.
+
+  Args:
+    together: all processes leave now.
+  """
   if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()
+    if together:
+      sys.modules["jax"].distributed.shutdown()
+    elif sys.modules["jax"].process_index() == 0:
+      time.sleep(2.0)
     os._exit(code)
   sys.exit(code)
 
@@ -131,6 +165,7 @@ def _run(arguments: list[str]) -> None:
     "solve": _solve,
     "eval": _eval,
     "report": _report,
+    "verify": _verify,
     "bench": _bench,
   }
   if verb not in verbs:
@@ -141,11 +176,15 @@ def _run(arguments: list[str]) -> None:
 def _start_jax(cache: bool = True) -> None:
   """Joins the hosts where they are configured, and warns of an accelerator left idle."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Orbax logs with a traceback what it raises, too.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   import jax
 
-  from jaxzero.parallel.hosts import initialize_hosts
+  from jaxzero.parallel.hosts import initialize_hosts, is_primary
 
   initialize_hosts()
+  if not is_primary():
+    silence()
   # The cache makes a restarted run start at once; a user's own setting wins.
   if cache and not jax.config.values["jax_compilation_cache_dir"]:
     folder = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
@@ -164,21 +203,21 @@ def _start_jax(cache: bool = True) -> None:
 def _quickstart(arguments: list[str]) -> None:
   from jaxzero.recipes.experiment import Experiment
 
-  _experiment(Experiment(), arguments, pathlib.Path("runs/quickstart"), "jaxzero quickstart")
+  _experiment(Experiment(), arguments, "runs/quickstart", "jaxzero quickstart")
 
 
 def _train(arguments: list[str]) -> None:
   from jaxzero.recipes.experiment import Experiment
 
   if arguments and arguments[0] in ("-h", "--help"):
-    _experiment(Experiment(), ["--help"], pathlib.Path("runs/NAME"), "jaxzero train CONFIG.py")
+    _experiment(Experiment(), ["--help"], "runs/NAME", "jaxzero train CONFIG.py")
   if not arguments or arguments[0].startswith("-"):
     raise UserError("train needs a config file: jaxzero train configs/smoke.py --run runs/smoke.")
   path = pathlib.Path(arguments[0])
   if not path.is_file():
     raise UserError(f"there is no config file {path}; configs/ holds some to start from.")
   experiment = _config_of(path)
-  _experiment(experiment, arguments[1:], pathlib.Path("runs") / path.stem, f"jaxzero train {path}")
+  _experiment(experiment, arguments[1:], f"runs/{path.stem}", f"jaxzero train {path}")
 
 
 def _config_of(path: pathlib.Path) -> Experiment:
@@ -194,30 +233,38 @@ def _config_of(path: pathlib.Path) -> Experiment:
   return config
 
 
-def _experiment(default: Experiment, arguments: list[str], folder: pathlib.Path, name: str) -> None:
-  """Parses --run, --json and overrides of any knob, then runs every stage."""
+def _experiment(default: Experiment, arguments: list[str], folder: str, name: str) -> None:
+  """Parses --run, --json, --profile and overrides of any knob, then runs every stage."""
   from jaxzero.recipes.experiment import Experiment
 
   fields = [
     ("config", Annotated[Experiment, tyro.conf.arg(name="")], default),
-    ("run", Annotated[pathlib.Path, tyro.conf.arg(help="The run's folder; continued.")], folder),
+    (
+      "run",
+      Annotated[str, tyro.conf.arg(help="The run's folder or gs:// path; continued.")],
+      folder,
+    ),
     ("json", Annotated[pathlib.Path | None, tyro.conf.arg(help="Summary, again.")], None),
+    ("profile", Annotated[str | None, tyro.conf.arg(help="Train steps to trace: 10:13.")], None),
   ]
   Arguments = dataclasses.make_dataclass("Arguments", fields, frozen=True)
   parsed = _parse(Arguments, arguments, name)
   parsed.config.check()
   _start_jax()
+  from jaxzero.parallel import preemption
+  from jaxzero.parallel.hosts import is_primary
+  from jaxzero.recipes.profiler import Window
   from jaxzero.recipes.quickstart import quickstart
 
-  summary = quickstart(parsed.config, parsed.run)
-  from jaxzero.parallel.hosts import is_primary
-
+  window = None if parsed.profile is None else Window.parse(parsed.profile)
+  preemption.listen()
+  summary = quickstart(parsed.config, parsed.run, window)
   if is_primary():
     _print_summary(summary, parsed.run)
   _write_json(parsed.json, summary)
 
 
-def _print_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:
+def _print_summary(summary: dict[str, Any], folder: str) -> None:
   from rich.console import Console
   from rich.table import Table
 
@@ -240,14 +287,12 @@ def _print_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:
     )
   console = Console()
   console.print(table)
-  console.print(f"{summary['wall_s'] / 60:.1f} minutes; open {folder / 'report.html'}")
+  console.print(f"{summary['wall_s'] / 60:.1f} minutes; open {folder}/report.html")
 
 
 def _solve(arguments: list[str]) -> None:
   parsed = _parse(Solve, arguments, "jaxzero solve")
   _start_jax()
-  import time
-
   from jaxzero.loading import load
   from jaxzero.tasks.transcript import parse_completion
   from jaxzero.view.plots import printable
@@ -310,6 +355,27 @@ def _report(arguments: list[str]) -> None:
   from jaxzero.view.report import write_report
 
   print(write_report(parsed.run))
+
+
+def _verify(arguments: list[str]) -> None:
+  parsed = _parse(Verify, arguments, "jaxzero verify")
+  _start_jax()
+  from jaxzero.recipes.verify import verify
+
+  found = verify(parsed.run)
+  for finding in found.findings:
+    print(f"{'damaged' if finding.harmful else 'harmless'}: {finding.path} {finding.what}")
+  print(
+    f"{found.files} files, {found.checkpoints} checkpoints, {found.episodes} episodes, "
+    f"{found.bytes} bytes read"
+  )
+  record = {**dataclasses.asdict(found), "run": parsed.run, "good": not found.damage}
+  _write_json(parsed.json, record)
+  if found.damage:
+    raise UserError(
+      f"{len(found.damage)} of the {found.files} files of {parsed.run} are damaged; the next "
+      "`jaxzero train` or `quickstart` on it sets checkpoints and shards aside, put back others."
+    )
 
 
 def _bench(arguments: list[str]) -> None:

@@ -33,6 +33,13 @@ _lock = threading.RLock()
 _open: list[Bar] = []
 _live: Progress | None = None
 _last_line = 0.0
+_silent = False
+
+
+def silence() -> None:
+  """Shows no bars in this process: of many hosts only one tells how far they are."""
+  global _silent
+  _silent = True
 
 
 class Bar:
@@ -50,7 +57,7 @@ class Bar:
       self._done += n
       if _live is not None and self._task is not None:
         _live.advance(self._task, n)
-      else:
+      elif not _silent:
         (_open or [self])[0]._line(due=_last_line + _SECONDS_BETWEEN_LINES)
 
   def describe(self, text: str) -> None:
@@ -91,6 +98,9 @@ def bar(
     start: units done before, by the run that this one continues; they do not count for the rate.
   """
   shown = Bar(description, total, unit, start)
+  if _silent:
+    yield shown
+    return
   with _lock:
     _enter(shown)
   try:

@@ -224,11 +224,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     name, data = self.store.uploads[upload]
     if self.command == "DELETE":
       return 499, None, {}
-    first, last, size = map(
-      int, re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", self.headers["Content-Range"]).groups()
-    )
-    data[first : last + 1] = body
-    if last + 1 < size:
+    # "bytes FIRST-LAST/SIZE", or "bytes */SIZE" where there is nothing to send.
+    span, size = self.headers["Content-Range"].removeprefix("bytes ").split("/")
+    first = int(span.split("-")[0]) if span != "*" else len(data)
+    data[first : first + len(body)] = body
+    if len(data) < int(size):
       return 308, None, {"Range": f"bytes=0-{len(data) - 1}"}
     self.store.put(name, bytes(data))
     return 200, self.store.about(name), {}

@@ -91,7 +91,10 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["quickstart", "--run", "FILE/run"], "part of the path is a file"),
     (["solve", "RUN", "2 5 6 = 32", "--seed", "-1"], "seed=-1"),
     (["solve", "RUN", "2 5 6 = 32", "--json", "/dev/null"], "/dev/null"),
-    (["quickstart", "--run", "gs://bucket/run"], "not a local path"),
+    (["quickstart", "--run", "s3://bucket/run"], "gs:// bucket"),
+    (["quickstart", "--spike-factor", "0.5", "--run", "NEW"], "spike_factor=0.5"),
+    (["quickstart", "--profile", "13:10", "--run", "NEW"], "'13:10' is no window"),
+    (["verify", "no/such/run"], "no run at no/such/run"),
     (["quickstart", "--run", "FILE"], "is a file"),
     (["quickstart", "--run", "NEW", "--json", "RUN"], "--json"),
     (["train", "FILE", "--run", "NEW"], "does not run"),
@@ -112,7 +115,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(smoke_run, tmp_path, capsys, 
   [
     ("config.json", "{}"),
     ("config.json", "[]"),
-    ("checkpoints/self_play/digest-2.json", "[]"),
+    ("checkpoints/self_play/digest-6.json", "[]"),
     ("tokenizer/tokenizer.model", "x"),
   ],
 )
@@ -135,7 +138,7 @@ def test_json_follows_a_link_and_leaves_it_one(smoke_run, tmp_path, capsys):
 
 
 def test_every_verb_has_help(capsys):
-  for verb in ("quickstart", "train", "solve", "eval", "report", "bench"):
+  for verb in ("quickstart", "train", "solve", "eval", "report", "verify", "bench"):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0 and "usage" in out
 
@@ -181,7 +184,9 @@ def test_a_damaged_shard_is_set_aside_and_named(smoke_run, tmp_path, smoke_comma
   shard = next((tmp_path / "run/episodes").glob("*.arrayrecord"))
   shard.write_bytes(shard.read_bytes()[:-10])
   done = subprocess.run(smoke_command(tmp_path / "run"), capture_output=True, text=True)
-  assert done.returncode == 2 and one_sentence(done.stderr) and shard.name in done.stderr
+  last = done.stderr.splitlines()[-1]
+  assert done.returncode == 2 and one_sentence(last) and shard.name in last, done.stderr
+  assert "Traceback" not in done.stderr
   assert len(list((tmp_path / "run/episodes/quarantine").glob("*.reason.txt"))) == 1
 
 

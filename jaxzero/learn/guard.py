@@ -3,82 +3,85 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from jaxzero.errors import UserError
 
+WINDOW = 50
+"""Losses that a new one is compared with."""
+FLOOR = 0.25
+"""Their median counts as this at least: of examples known by heart every loss is near zero, and one
+odd batch many times that."""
 
-@dataclasses.dataclass(frozen=True)
-class GuardConfig:
-  spike_factor: float = 8.0
-  """A loss over so many times the median of the last `window` losses stops the run. 0: only a loss
-  or gradient that is no finite number does."""
-  window: int = 50
-  floor: float = 0.25
-  """The median counts as this at least: of examples known by heart every loss is near zero, and one
-  odd batch many times that."""
 
-  def check(self) -> None:
-    """Raises UserError for a guard that would stop every run or none."""
-    if self.spike_factor != 0 and not 1 < self.spike_factor < math.inf:
-      raise UserError(
-        f"spike_factor={self.spike_factor} must be over 1, or 0 for no test of spikes."
-      )
-    if self.window < 1 or not 0 <= self.floor < math.inf:
-      raise UserError(f"window={self.window} must be at least 1 and floor={self.floor} at least 0.")
+def check_spike_factor(spike_factor: float) -> None:
+  """Raises UserError for one that would stop every run or none."""
+  if spike_factor != 0 and not 1 < spike_factor < math.inf:
+    raise UserError(f"spike_factor={spike_factor} must be over 1, or 0 for no test of spikes.")
 
 
 class LossGuard:
   """Watches the losses of one training.
 
   Args:
+    spike_factor: a loss over so many times the median of the last `window` losses stops the run. 0:
+      only a loss or gradient that is no finite number does.
     losses: what `to_list` of a checkpoint's guard gave, to go on as it would have.
   """
 
-  def __init__(self, config: GuardConfig, losses: Sequence[float] = ()):
-    self._config = config
-    self._losses = collections.deque(losses, maxlen=config.window)
+  def __init__(
+    self,
+    spike_factor: float,
+    losses: Sequence[float] = (),
+    window: int = WINDOW,
+    floor: float = FLOOR,
+  ):
+    self._factor, self._window, self._floor = spike_factor, window, floor
+    self._losses = collections.deque(losses, maxlen=window)
 
   def to_list(self) -> list[float]:
     """All of the guard's state, for a checkpoint's meta: at most `window` losses."""
     return list(self._losses)
 
   def check(
-    self, step: int, loss: float, grad_norm: float, batch_hash: int, checkpoint: str
+    self,
+    step: int,
+    loss: float,
+    grad_norm: float,
+    batch_hash: Callable[[], int],
+    checkpoint: str,
   ) -> None:
     """Takes in a step's figures.
 
     Args:
-      batch_hash: `batch_hash` of the step's whole batch.
+      batch_hash: gives `batch_hash` of the step's whole batch; asked only to tell it.
       checkpoint: the last good one, in words for the user.
 
     Raises:
       UserError: the loss or the gradient's norm is NaN or infinite; or `window` losses are known
         and this one is over `spike_factor` times their median.
     """
-    config = self._config
     for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
       if not math.isfinite(value):
         raise UserError(
-          f"the {name} of step {step} is {value}, on batch {to_hex(batch_hash)}; the last good "
+          f"the {name} of step {step} is {value}, on batch {to_hex(batch_hash())}; the last good "
           f"checkpoint is {checkpoint}, and the same command retries from it; if it stops here "
-          "again, lower the learning rate."
+          "again, lower the learning rate in a new run."
         )
-    if config.spike_factor and len(self._losses) == config.window:
+    if self._factor and len(self._losses) == self._window:
       median = statistics.median(self._losses)
-      if loss > config.spike_factor * max(median, config.floor):
+      if loss > self._factor * max(median, self._floor):
         raise UserError(
-          f"the loss of step {step} is {loss:.4g}, over spike_factor={config.spike_factor:g} times "
-          f"the median {median:.4g} of the last {config.window} (taken as {config.floor:g} at "
-          f"least), on batch {to_hex(batch_hash)}; the last good checkpoint is {checkpoint}, and "
-          "the same command retries from it; if it stops here again, lower the learning rate or "
-          "raise spike_factor (0 for no test)."
+          f"the loss of step {step} is {loss:.4g}, over spike_factor={self._factor:g} times "
+          f"the median {median:.4g} of the last {self._window} (taken as {self._floor:g} at "
+          f"least), on batch {to_hex(batch_hash())}; the last good checkpoint is {checkpoint}, and "
+          "the same command retries from it; if it stops here again, lower the learning rate in a "
+          "new run, or raise --spike-factor (0 for no test)."
         )
     self._losses.append(loss)
 

@@ -41,19 +41,20 @@ class Examples:
     self.texts, self.length = texts, length
     self.num_candidates, self.seed = num_candidates, seed
 
-  def rows(self, start: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """Examples number start..start+count-1 of the endless stream of shuffled epochs."""
-    size = len(self.texts)
-    picked = []
-    for number in range(start, start + count):
-      epoch, index = divmod(number, size)
-      picked.append(self.texts[self._order(epoch)[index]])
-    return picked
+  def example(self, number: int) -> tuple[list[int], list[int]]:
+    """(prompt, completion) of the endless stream of shuffled epochs."""
+    epoch, index = divmod(number, len(self.texts))
+    return self.texts[self._order(epoch)[index]]
 
-  def batch(self, step: int, batch_size: int) -> Batch:
-    arrays = batch_lib.empty(batch_size, self.length, self.num_candidates)
-    for row, (prompt, completion) in enumerate(self.rows(step * batch_size, batch_size)):
-      batch_lib.put_text(arrays, row, prompt, completion)
+  def batch(
+    self, step: int, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
+  ) -> Batch:
+    """These rows (default: all) of step `step`'s batch, as host arrays [len(rows), ...]."""
+    rows = range(batch_size) if rows is None else rows
+    arrays = batch_lib.empty(len(rows), self.length, self.num_candidates)
+    for i, row in enumerate(rows):
+      prompt, completion = self.example(step * batch_size + int(row))
+      batch_lib.put_text(arrays, i, prompt, completion)
     return batch_lib.to_batch(arrays)
 
   def _order(self, epoch: int) -> np.ndarray:

@@ -139,8 +139,8 @@ def _why_not_joined(values: dict[str, str], said: str) -> str:
   who = f"process {values[PROCESS_ID]} of {values[NUM_PROCESSES]}" if values[PROCESS_ID] else "this"
   return (
     f"{who} could not join the others within {JOIN_TIMEOUT_S} s at "
-    f"{COORDINATOR}={values[COORDINATOR]}: {reason}; end what is left of older jobs, then start the "
-    "same command on every host, with ids from 0."
+    f"{COORDINATOR}={values[COORDINATOR]}: {reason}; end what is left of older jobs, then start "
+    "the same command on every host, with ids from 0."
   )
 
 

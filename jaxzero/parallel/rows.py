@@ -56,11 +56,11 @@ class HostRows:
   def put(self, local: Any) -> Any:
     """A pytree of this host's rows [B / parts, ...] as global arrays [B, ...]."""
 
-    def place(x: np.ndarray) -> jax.Array:
+    def place(x: Any) -> jax.Array:
       block = len(x) // len(self._blocks)
       offsets = {int(shard) * block: i * block for i, shard in enumerate(self._blocks)}
 
-      def rows(index: tuple[slice, ...]) -> np.ndarray:
+      def rows(index: Any) -> Any:
         begin = offsets[index[0].start or 0]
         return x[begin : begin + block]
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from jaxzero.errors import UserError
 from jaxzero.evals.config import EvalConfig
+from jaxzero.learn.guard import check_spike_factor
 from jaxzero.learn.losses import LossConfig
 from jaxzero.learn.supervised import SupervisedConfig
 from jaxzero.learn.train import OptimizerConfig
@@ -77,6 +78,9 @@ class Experiment:
   self_play: SelfPlayConfig = SelfPlayConfig()
   improve: ImproveConfig = ImproveConfig()
   evaluation: EvalConfig = EvalConfig()
+  spike_factor: float = 8.0
+  """A training loss over so many times the median of the last 50 stops the run; 0: only one that is
+  no number does."""
 
   def check(self) -> None:
     """Raises UserError for settings that cannot run, before anything is written."""
@@ -86,6 +90,7 @@ class Experiment:
     self.self_play.play.check(vocab_size=None)
     self.improve.check()
     self.evaluation.check()
+    check_spike_factor(self.spike_factor)
     if not 0 <= self.seed <= 10**8:
       raise UserError(f"seed={self.seed} must lie in 0..{10**8}.")
     if self.max_prompt < 4:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import resource
 import sys
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.evals.evaluate import evaluate
+from jaxzero.files import PathLike
 from jaxzero.models.transformer import Params
 from jaxzero.parallel.hosts import is_primary
 from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.profiler import Window
 from jaxzero.recipes.run import Run, config_dict, write_json
 from jaxzero.recipes.stages import (
   charge_evaluation,
@@ -29,9 +30,11 @@ from jaxzero.tasks.base import Problem
 from jaxzero.view.report import write_report
 
 
-def quickstart(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
+def quickstart(
+  experiment: Experiment, folder: PathLike, profile: Window | None = None
+) -> dict[str, Any]:
   """Runs every stage that is not finished yet; returns the summary (RUN/summary.json)."""
-  with Run(folder, experiment) as run:
+  with Run(folder, experiment, profile) as run:
     test = {
       "supervised": run.stage("supervised", lambda: supervised(run))["test"],
       "self_play": run.stage("self_play", lambda: self_play(run))["test"],
@@ -130,17 +133,19 @@ def evaluate_at(
 ) -> tuple[dict[str, Any], list[SearchResult]]:
   """`evaluate` with the run's settings."""
   config = run.experiment.evaluation
-  return evaluate(
-    run.engine,
-    params,
-    problems,
-    strategy,
-    budget,
-    seed=run.experiment.seed,
-    step=step,
-    play=run.experiment.test_play,
-    batch_size=config.batch_size,
-  )
+  run.stop_point("an evaluation, which will be done again")
+  with run.goodput.phase("evaluate"):
+    return evaluate(
+      run.engine,
+      params,
+      problems,
+      strategy,
+      budget,
+      seed=run.experiment.seed,
+      step=step,
+      play=run.experiment.test_play,
+      batch_size=config.batch_size,
+    )
 
 
 def peak_rss_bytes() -> int:

@@ -5,56 +5,80 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fcntl
 import functools
 import json
-import pathlib
+import sys
 import time
 import typing
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
+import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from jaxzero import tasks
-from jaxzero.errors import UserError
-from jaxzero.files import disk_errors, local_path, read_jsonl, write_atomic, write_jsonl
+from jaxzero.errors import Preempted, UserError
+from jaxzero.files import (
+  PathLike,
+  as_path,
+  make_folder,
+  read_bytes,
+  read_jsonl,
+  write_atomic,
+  write_jsonl,
+)
 from jaxzero.models.transformer import param_shardings
+from jaxzero.parallel import preemption
 from jaxzero.parallel.hosts import is_primary, primary_first
 from jaxzero.parallel.mesh import batch_shards, make_mesh
+from jaxzero.parallel.rows import HostRows
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.goodput import Goodput
+from jaxzero.recipes.lock import lock
+from jaxzero.recipes.profiler import Profiler, Window
+from jaxzero.recipes.tensorboard import TensorBoard
 from jaxzero.search.engine import Engine
 from jaxzero.tasks.base import Completion, Problem
 from jaxzero.tasks.transcript import encode_completion, encode_prompt
 from jaxzero.tokenizers import Tokenizer
 
+# How a run is computed, not what: the same command may continue it on other hosts and devices.
+_LAYOUT = ("mesh", "improve.micro_batches", "model.remat", "model.scan_layers", "spike_factor")
+
 
 class Run:
-  """An open run folder; one process at a time may hold it."""
+  """An open run folder, local or in a bucket; one job at a time may hold it.
 
-  def __init__(self, folder: pathlib.Path, experiment: Experiment):
-    self.folder, self.experiment = local_path(folder), experiment
+  Args:
+    profile: train steps to trace into RUN/profile.
+  """
+
+  def __init__(self, folder: PathLike, experiment: Experiment, profile: Window | None = None):
+    self.folder, self.experiment = as_path(folder), experiment
     # What can be refused is refused before anything is written.
     experiment.check()
     self.task = tasks.make(experiment.task)
     self.mesh: Mesh = make_mesh(experiment.mesh)
     experiment.model.check_mesh(self.mesh.shape)
+    self.hosts = HostRows(self.mesh)
     _check_batches(experiment, batch_shards(self.mesh))
     if self.folder.exists() and not self.folder.is_dir():
       raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
-    with disk_errors(self.folder):
-      self.folder.mkdir(parents=True, exist_ok=True)
-    self._lock = _lock(self.folder)
+    self._release: Callable[[], None] = lambda: None
     with primary_first("run opened"):
+      if is_primary():
+        make_folder(self.folder)
+        self._release = lock(self.folder)
       is_new = self._check_config()
       if is_primary() and not is_new:  # in a folder that is no run, they are somebody else's
         for leftover in self.folder.glob(".*.tmp"):
           leftover.unlink()
       self.tokenizer = self._tokenizer()
       self._check_sizes()
-      if is_new:
-        write_json(self.folder / "config.json", config_dict(experiment))
-      if not self._tokenizer_path.exists():
+      self._write_config()
+      if is_primary() and not self._tokenizer_path.exists():
         self.tokenizer.save(self._tokenizer_path.parent)
     self.engine = Engine(
       experiment.model,
@@ -65,16 +89,40 @@ class Run:
       experiment.self_play.play.max_tokens,
     )
     self._rows_on_disk: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
+    self._tensorboard = TensorBoard(self.folder)
+    self.profiler = Profiler(self.folder, profile)
+    self.goodput = Goodput(self.folder)
     self.seconds = 0.0
     self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}, "seconds": 0.0}
     self.rewind(self._books)
+    self._say_where()
 
   def __enter__(self) -> Run:
+    self.goodput.__enter__()
     return self
 
-  def __exit__(self, *_: object) -> None:
-    if self._lock is not None:
-      self._lock.close()
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    failure: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.profiler.close()
+    self._tensorboard.close()
+    self.goodput.__exit__(kind, failure, trace)
+    self._release()
+    if is_primary() and (kind is None or kind is Preempted):
+      print(self.goodput.summary(), file=sys.stderr)
+
+  def stop_point(self, where: str) -> None:
+    """A point that all hosts pass together, where they stop if one of them was told to.
+
+    Raises:
+      Preempted: naming `where`; what was not saved before is done again.
+    """
+    self.goodput.beat()
+    if preemption.reached():
+      raise Preempted(where)
 
   @functools.cached_property
   def validation_problems(self) -> list[Problem]:
@@ -111,6 +159,7 @@ class Run:
       value = function()
       done = {"value": value, "books": self.commit()}
       write_json(self.folder / "results" / f"{name}.json", done)
+      self.goodput.commit()
     self._books = done["books"]
     self.rewind(self._books)
     self.seconds += self._books["seconds"]
@@ -144,6 +193,7 @@ class Run:
       if is_primary():
         write_jsonl(self.folder / "metrics.jsonl", self.metrics)
       self._rows_on_disk = list(self.metrics)
+    self._tensorboard.update(self.metrics)
     write_json(self.folder / "ledger.json", self.ledger)
     return {
       "metrics_rows": len(self.metrics),
@@ -160,6 +210,11 @@ class Run:
   def _check_config(self) -> bool:
     """Whether the folder is new; UserError where it holds another run or something else."""
     path = self.folder / "config.json"
+    if not path.exists() and not is_primary():
+      raise UserError(
+        f"process {jax.process_index()} does not see {path}, which process 0 has written; give a "
+        "--run folder that all hosts share, or one in gs://."
+      )
     if not path.exists():
       foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]
       if foreign:
@@ -172,7 +227,11 @@ class Run:
       saved = json.loads(path.read_text())
     except ValueError as error:
       raise UserError(f"{path} is damaged; use another folder for a new run.") from error
-    different = sorted(_differences(saved, config_dict(self.experiment)))
+    different = [
+      difference
+      for difference in _differences(saved, config_dict(self.experiment))
+      if not difference.startswith(_LAYOUT)
+    ]
     if different:
       shown = ", ".join(different[:4])
       raise UserError(
@@ -181,8 +240,28 @@ class Run:
       )
     return False
 
+  def _write_config(self) -> None:
+    text = json.dumps(config_dict(self.experiment), indent=1, sort_keys=True) + "\n"
+    path = self.folder / "config.json"
+    if is_primary() and not (path.exists() and read_bytes(path).decode() == text):
+      write_atomic(path, text)
+
+  def _say_where(self) -> None:
+    """The line that launchers tell people to look for."""
+    if not is_primary():
+      return
+    sizes = " ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+    count, devices = jax.process_count(), jax.devices()
+    print(
+      f"jaxzero: {count} process{'es' if count > 1 else ''}, {len(devices)} "
+      f"device{'s' if len(devices) > 1 else ''} ({devices[0].device_kind}), mesh {sizes}, "
+      f"run {self.folder}",
+      file=sys.stderr,
+      flush=True,
+    )
+
   @property
-  def _tokenizer_path(self) -> pathlib.Path:
+  def _tokenizer_path(self) -> epath.Path:
     return self.folder / "tokenizer" / "tokenizer.model"
 
   def _tokenizer(self) -> Tokenizer:
@@ -210,16 +289,16 @@ class Run:
         raise UserError(f"a worked example needs {size} tokens, over --{name}={limit}; raise it.")
 
 
-def load_experiment(folder: pathlib.Path) -> Experiment:
+def load_experiment(folder: PathLike) -> Experiment:
   """The experiment of an existing run; UserError where there is none or it is damaged."""
-  folder = pathlib.Path(folder)
-  path = folder / "config.json"
-  if not folder.is_dir():
+  place = as_path(folder)
+  path = place / "config.json"
+  if not place.is_dir():
     raise UserError(
-      f"there is no run at {folder}; make one with `jaxzero quickstart --run {folder}`."
+      f"there is no run at {place}; make one with `jaxzero quickstart --run {place}`."
     )
   if not path.exists():
-    raise UserError(f"{folder} holds no run: config.json is missing; check the path.")
+    raise UserError(f"{place} holds no run: config.json is missing; check the path.")
   try:
     return from_dict(Experiment, json.loads(path.read_text()))
   except (ValueError, TypeError, KeyError) as error:
@@ -248,9 +327,9 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
   return cls(**kwargs)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
+def write_json(path: epath.Path, value: Any) -> None:
   if is_primary():
+    make_folder(path.parent)
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
@@ -276,17 +355,3 @@ def _check_batches(experiment: Experiment, shards: int) -> None:
         f"{name}={size} does not divide over data x fsdp = {shards} devices; use a multiple of "
         f"{shards} or a smaller mesh."
       )
-
-
-def _lock(folder: pathlib.Path):
-  if not is_primary():
-    return None
-  with disk_errors(folder):
-    handle = (folder / ".lock").open("w")
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    raise UserError(
-      f"another process is working on {folder}; wait for it or use another folder."
-    ) from error
-  return handle

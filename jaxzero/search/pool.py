@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from jaxzero.models.transformer import Params
-from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
-from jaxzero.parallel.sharding import shard_batch
+from jaxzero.parallel.rows import HostRows
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import Engine, make_weights
 from jaxzero.search.think import Insight
@@ -24,10 +23,10 @@ REFILL = 32
 
 @dataclasses.dataclass
 class Thinking:
-  """What many problems came to, in their order."""
+  """What many problems came to, in their order: all of them, or this host's share."""
 
   insight: Insight  # numpy, [n, ...]
-  trees: list[Any]  # the first problems' trees, host arrays of one row
+  trees: list[Any]  # of those of the first problems that are here, host arrays of one row
   positions: float  # put through the model, prompts and idle rows too
   occupancy: float  # share of the positions after the prompts that made a node
 
@@ -53,8 +52,11 @@ def think(
   keep_trees: int = 0,
   refill: int = REFILL,
   progress: Callable[[float], Any] = lambda count: None,
+  everywhere: bool = True,
 ) -> Thinking:
   """Grows one tree a problem, up to `limit` nodes each (one number, or [n] int32).
+
+  Each host thinks about its share of the problems (`HostRows.share`), in its rows.
 
   Args:
     keys: [n] typed PRNG keys, one a problem, consumed.
@@ -62,61 +64,96 @@ def think(
     temperature: of the policy that the search follows.
     keep_trees: how many of the first problems' trees to return.
     refill: rows wait for each other until one in so many is done; 1: a batch at a time.
-    progress: told of the problems that were finished.
+    progress: told of the problems that were finished, at the same points on every host.
+    everywhere: whether every host gets what all problems came to, or only those of its share.
   """
-  shards, count = batch_shards(engine.mesh), len(problems)
-  chunk = engine.rows(max(1, min(batch_size, count) // refill))
-  rows = chunk * max(1, -(-min(batch_size, count) // chunk))
+  hosts, shards = HostRows(engine.mesh), batch_shards(engine.mesh)
+  longest = -(-len(problems) // hosts.parts)
+  chunk = engine.rows(max(1, min(batch_size, len(problems)) // refill))
+  rows = chunk * max(1, -(-min(batch_size, len(problems)) // chunk))
   thinker = engine.thinker(config, verify_inside)
   params, weights = engine.gather(params), make_weights(config, temperature)
-  raw_keys = np.asarray(jax.random.key_data(keys))
-  limits = np.broadcast_to(np.int32(limit), count)
+  queue = _Queue(engine, hosts, problems, keys, limit, noise)
 
   def fresh(begin: int, size: int) -> Any:
-    index = list(range(begin, min(begin + size, count)))
-    batch = engine.encode([problems[i] for i in index] or list(problems[:1]), size)
+    return thinker.start(params, queue.batch(begin, size), weights)
+
+  own_rows, own_chunk = rows // hosts.parts, chunk // hosts.parts
+  thoughts, given = fresh(0, own_rows), own_rows
+  nobody = fresh(longest, own_chunk)
+  own: dict[int, Any] = {}
+  trees: dict[int, Any] = {}
+  prompts, finished = rows + chunk, 0
+  while finished < len(problems):
+    left = given < longest  # the same on every host
+    quota = np.int32((chunk if left else rows) // shards)
+    thoughts = thinker.advance(params, thoughts, weights, quota)
+    following = fresh(given, own_chunk) if left else nobody
+    thoughts, insight, tree = thinker.swap(params, thoughts, following, weights)
+    prompts += chunk if left else 0
+    given += own_chunk
+    host = hosts.take(insight)
+    own |= {n: _row(host, row) for row, n in enumerate(host.number.tolist()) if n >= 0}
+    if any(0 <= n < keep_trees for n in host.number):
+      kept = hosts.take(tree)
+      trees |= {
+        n: _row(kept, row) for row, n in enumerate(host.number.tolist()) if 0 <= n < keep_trees
+      }
+    before, finished = finished, hosts.total(len(own))
+    progress(finished - before)
+  tokens = hosts.total(sum(int(one.forward_tokens) for one in own.values()))
+  steps = hosts.total(int(hosts.take(thoughts.positions).sum()))
+  if everywhere:
+    results = hosts.gather(own, _one(insight), len(problems), len(problems))
+    kept_trees = hosts.gather(trees, _one(tree), min(keep_trees, len(problems)), len(problems))
+  else:
+    results, kept_trees = [own[n] for n in queue.share], [trees[n] for n in sorted(trees)]
+  return Thinking(
+    insight=jax.tree.map(lambda *x: np.stack(x), *results),
+    trees=kept_trees,
+    positions=float(steps + prompts * engine.max_prompt),
+    occupancy=tokens / max(steps, 1),
+  )
+
+
+class _Queue:
+  """This host's share of the problems, as batches in its rows."""
+
+  def __init__(
+    self,
+    engine: Engine,
+    hosts: HostRows,
+    problems: Sequence[Problem],
+    keys: jax.Array,
+    limit: int | np.ndarray,
+    noise: float,
+  ):
+    self.engine, self.hosts, self.problems, self.noise = engine, hosts, problems, noise
+    self.share = hosts.share(len(problems))
+    self.keys = np.asarray(jax.random.key_data(keys))
+    self.limits = np.broadcast_to(np.int32(limit), len(problems))
+
+  def batch(self, begin: int, size: int) -> Any:
+    """The share's problems begin..begin+size-1 on the mesh; rows beyond them have number -1."""
+    index = list(self.share[begin : begin + size])
+    batch = self.engine.encode([self.problems[i] for i in index] or [self.problems[0]], size)
     batch["prompt_length"][len(index) :] = 0
     number = np.full(size, -1, np.int32)
     number[: len(index)] = index
-    row_keys = np.zeros((size, raw_keys.shape[1]), np.uint32)
-    row_keys[: len(index)] = raw_keys[index]
-    batch |= {
-      "number": number,
-      "keys": row_keys,
-      "limit": np.resize(limits[index], size) if index else np.zeros(size, np.int32),
-      "noise": np.full(size, noise, np.float32),
-    }
-    return thinker.start(params, shard_batch(engine.mesh, batch), weights)
+    keys = np.zeros((size, self.keys.shape[1]), np.uint32)
+    keys[: len(index)] = self.keys[index]
+    limits = np.zeros(size, np.int32)
+    limits[: len(index)] = self.limits[index]
+    noise = np.full(size, self.noise, np.float32)
+    return self.hosts.put(
+      {**batch, "number": number, "keys": keys, "limit": limits, "noise": noise}
+    )
 
-  thoughts, given, finished = fresh(0, rows), rows, 0
-  nobody = fresh(count, chunk)
-  gathered: dict[int, Insight] = {}
-  trees: dict[int, Any] = {}
-  prompts = rows + chunk
-  while finished < count:
-    quota = chunk // shards if given < count else rows // shards
-    thoughts = thinker.advance(params, thoughts, weights, np.int32(quota))
-    following = fresh(given, chunk) if given < count else nobody
-    thoughts, insight, tree = thinker.swap(params, thoughts, following, weights)
-    prompts += chunk if given < count else 0
-    given += chunk
-    host = fetch(insight)
-    wanted = [r for r, n in enumerate(host.number) if 0 <= n < keep_trees]
-    if wanted:
-      tree = fetch(tree)
-    for row, number in enumerate(host.number.tolist()):
-      if number >= 0:
-        gathered[number] = jax.tree.map(lambda x, row=row: x[row], host)
-    for row in wanted:
-      trees[int(host.number[row])] = jax.tree.map(lambda x, row=row: x[row], tree)
-    progress(len(gathered) - finished)
-    finished = len(gathered)
-  order = [gathered[number] for number in range(count)]
-  merged = jax.tree.map(lambda *x: np.stack(x), *order)
-  steps = float(fetch(thoughts.positions).sum())
-  return Thinking(
-    insight=merged,
-    trees=[trees[number] for number in sorted(trees)],
-    positions=steps + prompts * engine.max_prompt,
-    occupancy=float(merged.forward_tokens.sum()) / max(steps, 1.0),
-  )
+
+def _row(tree: Any, row: int) -> Any:
+  return jax.tree.map(lambda x: x[row], tree)
+
+
+def _one(tree: Any) -> Any:
+  """The shapes of one row."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
+from jaxzero.parallel.rows import HostRows
 from jaxzero.progress import bar
 from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
@@ -69,8 +70,9 @@ def play_round(
   round: int,
   model_step: int,
   again: Sequence[Problem] = (),
+  progress: Callable[[float], Any] = lambda count: None,
 ) -> tuple[list[Episode], dict[str, float]]:
-  """Plays one round's episodes.
+  """Plays one round's episodes; each host gets those of its share (`HostRows.share`).
 
   The first completion of a tree is the game as played. The search goes on where that game is lost,
   until it has found a right completion or spent its nodes. Problem and noise of an episode are a
@@ -78,18 +80,31 @@ def play_round(
 
   Args:
     again: stored problems to think about once more; they come first.
+    progress: told of the episodes that were finished, at the same points on every host.
 
   Returns:
-    the episodes, and counts: forward_tokens, positions (idle ones too), flops, occupancy.
+    the episodes, and the whole round's figures: flops (of idle positions, too), occupancy and means
+    over its episodes.
   """
   config.check()
+  hosts = HostRows(engine.mesh)
+  if config.episodes_per_round < hosts.parts:
+    raise UserError(
+      f"episodes_per_round={config.episodes_per_round} leaves some of the {hosts.parts} hosts "
+      f"without an episode; use {hosts.parts} or more."
+    )
   count = config.episodes_per_round
   numbers = np.arange(count)
   fresh = [engine.task.problem("train", seed, round * count + int(i)) for i in numbers]
   problems = [*again, *fresh][:count]
   round_key = jax.random.fold_in(jax.random.key(seed), round)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, numbers)
-  with bar(f"self-play {round}", total=count, unit="episodes") as progress:
+  with bar(f"self-play {round}", total=count, unit="episodes") as shown:
+
+    def finished(number: float) -> None:
+      shown.advance(number)
+      progress(number)
+
     thinking = think(
       engine,
       params,
@@ -102,18 +117,32 @@ def play_round(
       temperature=config.temperature,
       batch_size=config.batch_size,
       keep_trees=config.keep_trees,
-      progress=progress.advance,
+      progress=finished,
+      everywhere=False,
     )
+  share = hosts.share(count)
   episodes = [
-    _episode(engine, config, thinking, i, problem, f"{seed}-{round}-{i}", model_step)
-    for i, problem in enumerate(problems)
+    _episode(engine, config, thinking, i, problems[n], f"{seed}-{round}-{n}", model_step)
+    for i, n in enumerate(share)
   ]
-  return episodes, {
-    "forward_tokens": float(thinking.insight.forward_tokens.sum()),
-    "positions": thinking.positions,
-    "flops": engine.flops(thinking.positions),
-    "occupancy": thinking.occupancy,
-  }
+  cost = {"flops": engine.flops(thinking.positions), "occupancy": thinking.occupancy}
+  return episodes, {**cost, **figures(hosts, episodes)}
+
+
+def figures(hosts: HostRows, episodes: Sequence[Episode]) -> dict[str, float]:
+  """Counts and means over the episodes of all hosts."""
+  total = hosts.total(
+    {
+      "episodes": len(episodes),
+      "solved_share": sum(episode.right for episode in episodes),
+      "found_share": sum(len(episode.harvested) > 0 for episode in episodes),
+      "truncated_share": sum(episode.truncated for episode in episodes),
+      "mean_tokens": sum(len(episode.tokens) for episode in episodes),
+      "mean_forward_tokens": sum(episode.forward_tokens for episode in episodes),
+    }
+  )
+  count = total["episodes"]
+  return {name: value if name == "episodes" else value / count for name, value in total.items()}
 
 
 def _episode(

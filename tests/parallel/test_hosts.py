@@ -49,8 +49,8 @@ def test_every_row_is_put_taken_shared_and_gathered_by_exactly_one_part():
     assert all(row["round_trip"] and row["doubled"] and row["shape"] == [16, 3] for row in parts)
     leaders = sorted((row for row in parts if row["leader"]), key=lambda row: row["part"])
     assert [row["part"] for row in leaders] == list(range(parts[0]["parts"]))
-    assert sorted(sum((row["rows"] for row in leaders), [])) == list(range(16))
-    assert sum((row["share"] for row in leaders), []) == list(range(7))
+    assert sorted(n for row in leaders for n in row["rows"]) == list(range(16))
+    assert [n for row in leaders for n in row["share"]] == list(range(7))
     for row in parts:
       for first, things in row["gathered"].items():
         assert things == whole[: int(first)].tolist()
