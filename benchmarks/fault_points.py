@@ -110,7 +110,9 @@ class Faults:
           file.write(name + "\n")
     if hit and self.action == "kill":
       os.kill(os.getpid(), signal.SIGKILL)
-    if hit:
+    if hit and self.action == "stop":
+      os.kill(os.getpid(), signal.SIGTERM)
+    elif hit:
       raise OSError(ERRORS[self.action], os.strerror(ERRORS[self.action]), str(path))
 
   def _around(self, operation: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Runs that are killed, or whose disk fails, at every named point and at random moments; each then
 goes on, and is compared with one that was never disturbed.
 
-  python -m benchmarks.faults --kills 200 --errors 60 --random 20
+  python -m benchmarks.faults --kills 200 --stops 20 --errors 60 --random 20
 
 prints a table for RESULTS.md, and exits 1 if anything was lost, doubled, torn or different. The
 tests run the same, shorter.
@@ -102,6 +102,22 @@ class Drill:
         found.wrong += [f"{fault}: {what}" for what in harm(self.folder, self.acknowledged)]
         progress.advance()
     found.wrong += self._end("the last")
+    found.points = len({fault.rsplit(":", 1)[0] for fault in self.plan(count, seed)})
+    return found
+
+  def stops(self, count: int, seed: int = 0) -> Found:
+    """SIGTERM at a point: the run saves at its next step, exits with code 3, and goes on."""
+    found = Found("SIGTERM at a named point")
+    with bar("stops", total=count, unit="stops") as progress:
+      for fault in self.plan(count, seed):
+        self.fresh()
+        code, said = self.session(f"{fault}:stop")
+        if code not in (0, 3) or "Traceback" in said:  # 0: after the last point to stop at
+          found.wrong.append(f"{fault}: exit code {code}: {said[-1500:]}")
+        found.hit += code == 3
+        found.wrong += [f"{fault}: {what}" for what in harm(self.folder, self.acknowledged)]
+        found.wrong += self._end(fault)
+        progress.advance()
     found.points = len({fault.rsplit(":", 1)[0] for fault in self.plan(count, seed)})
     return found
 
@@ -249,13 +265,14 @@ def at_random(root: pathlib.Path, times: int, seed: int) -> list[Found]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--kills", type=int, default=200)
+  parser.add_argument("--stops", type=int, default=20)
   parser.add_argument("--errors", type=int, default=60, help="of each kind")
   parser.add_argument("--random", type=int, default=20, help="of each signal")
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     drill = Drill(pathlib.Path(folder))
-    found = [drill.kills(options.kills, options.seed)]
+    found = [drill.kills(options.kills, options.seed), drill.stops(options.stops, options.seed)]
     found += [drill.errors(options.errors, action, options.seed) for action in ("full", "broken")]
     found += at_random(pathlib.Path(folder), options.random, options.seed)
   print("| fault | points | faults | lost, doubled, torn or different |\n|---|---|---|---|")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
+from jaxzero.files import PathLike, as_path
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
@@ -49,7 +49,7 @@ class LoadedRun:
     )[0]
 
 
-def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
+def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
   """Loads a run's newest parameters onto the devices at hand, whatever it was trained on.
 
   Args:
@@ -61,14 +61,14 @@ def load(folder: str | pathlib.Path, stage: str | None = None) -> LoadedRun:
   """
   if stage not in (None, *STAGES):
     raise UserError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}.")
-  folder = pathlib.Path(folder)
+  place = as_path(folder)
   experiment = load_experiment(folder)
   # A run made on a pod's mesh loads on one machine: all its devices become data shards.
   mesh = make_mesh(dataclasses.replace(experiment.mesh, data=0, fsdp=1, tensor=1))
-  tokenizer = Tokenizer.load(folder / "tokenizer")
+  tokenizer = Tokenizer.load(place / "tokenizer")
   names = (stage,) if stage else ("self_play", "pretrain")
   for name in names:
-    checkpoints = Checkpoints(folder / "checkpoints" / name)
+    checkpoints = Checkpoints(place / "checkpoints" / name)
     step = checkpoints.latest if name == "self_play" else checkpoints.best()
     if step is None:
       continue

@@ -63,6 +63,7 @@ class Run:
     self.mesh: Mesh = make_mesh(experiment.mesh)
     experiment.model.check_mesh(self.mesh.shape)
     self.hosts = HostRows(self.mesh)
+    self.profiler = Profiler(self.folder, profile)
     _check_batches(experiment, batch_shards(self.mesh))
     if self.folder.exists() and not self.folder.is_dir():
       raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
@@ -90,7 +91,6 @@ class Run:
     )
     self._rows_on_disk: list[dict[str, Any]] = read_jsonl(self.folder / "metrics.jsonl")
     self._tensorboard = TensorBoard(self.folder)
-    self.profiler = Profiler(self.folder, profile)
     self.goodput = Goodput(self.folder)
     self.seconds = 0.0
     self._books: dict[str, Any] = {"metrics_rows": 0, "ledger": {}, "seconds": 0.0}

@@ -23,6 +23,7 @@ from jaxzero.tasks.transcript import grade
 from jaxzero.tokenizers import Tokenizer
 
 _ITEMS = ("params", "optimizer", "data", "meta")
+_TOKENIZER = "tokenizer/tokenizer.model"
 _RESULT = {"value", "books"}
 
 
@@ -71,9 +72,12 @@ def verify(folder: PathLike) -> Verification:
     raise UserError(f"there is no run at {run}; check the path.")
   found = Verification(files=len(sizes), bytes=sum(sizes.values()))
   experiment = _attempt(found, "config.json", lambda: _config(run))
-  tokenizer = _attempt(
-    found, "tokenizer/tokenizer.model", lambda: Tokenizer.load(run / "tokenizer")
-  )
+  tokenizer = None
+  if _TOKENIZER in sizes:
+    tokenizer = _attempt(found, _TOKENIZER, lambda: Tokenizer.load(run / "tokenizer"))
+  else:  # written behind the config, and before all that needs it
+    needed = any(name.split("/")[0] in ("checkpoints", "episodes") for name in sizes)
+    found.findings.append(Finding(_TOKENIZER, "is missing", harmful=needed))
   for name in sizes:
     _check_text(found, run, name)
     if name.split("/")[-1].startswith(".") and name.endswith(".tmp"):

@@ -6,11 +6,12 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils.epath import Path
+
 from jaxzero.errors import UserError
-from jaxzero.files import read_jsonl, write_atomic
+from jaxzero.files import PathLike, as_path, read_jsonl, write_atomic
 from jaxzero.view.page import (
   duration,
   html_page,
@@ -45,7 +46,7 @@ _CURVES = ("search", "search_supervised", "sample", "sample_supervised")
 _NODES_DRAWN = 48
 
 
-def write_report(run: Path) -> Path:
+def write_report(folder: PathLike) -> Path:
   """Builds RUN/report.html from what the run has written so far; returns its path.
 
   Reads summary.json, metrics.jsonl, trees.json and, without a summary, ledger.json. What is
@@ -54,7 +55,7 @@ def write_report(run: Path) -> Path:
   Raises:
     UserError: no such run, nothing in it to report, or a damaged file.
   """
-  run = Path(run)
+  run = as_path(folder)
   path = run / "report.html"
   write_atomic(path, report_html(run))
   return path
