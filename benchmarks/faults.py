@@ -274,7 +274,9 @@ def main() -> None:
     drill = Drill(pathlib.Path(folder))
     found = [drill.kills(options.kills, options.seed), drill.stops(options.stops, options.seed)]
     found += [drill.errors(options.errors, action, options.seed) for action in ("full", "broken")]
-    found += at_random(pathlib.Path(folder), options.random, options.seed)
+    if options.random:
+      found += at_random(pathlib.Path(folder), options.random, options.seed)
+  found = [each for each in found if each.hit or each.wrong]
   print("| fault | points | faults | lost, doubled, torn or different |\n|---|---|---|---|")
   print("\n".join(each.row() for each in found))
   wrong = [what for each in found for what in each.wrong]

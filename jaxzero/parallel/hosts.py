@@ -125,12 +125,26 @@ def primary_first(name: str) -> Iterator[None]:
 
   Args:
     name: used once in a program's life.
+
+  Raises:
+    UserError: what the body raised on process 0, on all of them.
   """
-  if not is_primary():
-    barrier(name)
-  yield
   if is_primary():
+    refused: UserError | None = None
+    try:
+      yield
+    except UserError as error:
+      refused = error
     barrier(name)
+    gather_objects(None if refused is None else str(refused))
+    if refused is not None:
+      raise refused
+    return
+  barrier(name)
+  sentence = gather_objects(None)[0]
+  if sentence is not None:
+    raise UserError(sentence)
+  yield
 
 
 def _why_not_joined(values: dict[str, str], said: str) -> str:

@@ -67,6 +67,17 @@ def stop() -> None:
     time.sleep(0.1)
 
 
+def refuse() -> None:
+  """What the first process refuses, all refuse; what it allows, it does first."""
+  with hosts.primary_first("allowed"):
+    tell(did=time.time())
+  try:
+    with hosts.primary_first("refused"):
+      raise UserError("the folder holds a thesis; use another.")
+  except UserError as error:
+    tell(error=str(error))
+
+
 def late() -> None:
   """The last process never comes to the barrier."""
   if jax.process_index() == jax.process_count() - 1:
