@@ -105,6 +105,9 @@ class Faults:
     with self._lock:
       self.counts[name] += 1
       hit = name == self.name and self.counts[name] == self.number
+      if hit and "FIRED" in os.environ:
+        with open(os.environ["FIRED"], "w") as file:
+          file.write(name)
       if self.reached:
         with open(self.reached, "a") as file:
           file.write(name + "\n")

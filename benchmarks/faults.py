@@ -69,7 +69,13 @@ class Drill:
     done = subprocess.run(
       [*command, str(self.folder), str(self.acknowledged)],
       cwd=ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu", "FAULT": fault, **env},
+      env={
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "FAULT": fault,
+        "FIRED": f"{self.folder}.fired",
+        **env,
+      },
       capture_output=True,
       text=True,
       check=False,
@@ -130,7 +136,7 @@ class Drill:
         code, said = self.session(f"{fault}:{action}")
         if code not in (0, 2) or "Traceback" in said:
           found.wrong.append(f"{fault}: exit code {code}: {said[-1500:]}")
-        found.hit += 1
+        found.hit += pathlib.Path(f"{self.folder}.fired").exists()
         found.wrong += [f"{fault}: {what}" for what in harm(self.folder, self.acknowledged)]
         found.wrong += self._end(fault)
         progress.advance()

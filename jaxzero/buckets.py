@@ -54,6 +54,16 @@ def upload(source: PathLike, path: PathLike) -> None:
     _filesystem().put_file(os.fspath(source), os.fspath(path), consistency="md5")
 
 
+def create(path: PathLike, data: bytes) -> bool:
+  """Makes an object where there is none; False where there is one."""
+  with bucket_errors(path):
+    try:
+      _filesystem().pipe_file(os.fspath(path), data, mode="create")
+    except FileExistsError:
+      return False
+  return True
+
+
 def download(path: PathLike, target: PathLike) -> None:
   """Copies the object to a local file, to be hashed there; FileNotFoundError if it is missing."""
   with bucket_errors(path, missing_ok=True):

@@ -36,7 +36,7 @@ from jaxzero.files import (
   tree,
   write_atomic,
 )
-from jaxzero.parallel.hosts import gather_objects, is_primary
+from jaxzero.parallel.hosts import by_primary, gather_objects, is_primary, jointly
 
 _KEPT = 2  # newest ones: damage to the newest costs one interval of work
 _OVERHEAD_BYTES = 4 << 20  # of orbax's own files, generously
@@ -112,30 +112,16 @@ class Checkpoints:
       UserError: the disk or bucket has no room for it, or cannot be written.
     """
     self._good.discard(step)
-    if is_primary():
-      remove(self._digest_path(step))  # one that is overwritten stops counting first
-    self.remove_uncommitted()
+    by_primary(lambda: self._make_room(step, params, optimizer))
     items = {"params": params, "optimizer": optimizer, "data": data, "meta": meta}
-    # Told before orbax starts: what its threads say of a full disk fills screens.
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
-    require_space(self.folder, needed=size + _OVERHEAD_BYTES)
-    if is_bucket(self.folder) and is_primary():
-      # Told before orbax starts, too: a used-up quota (HTTP 507) TensorStore retries for minutes.
-      write_atomic(self.folder / ".writable.tmp", "")
     # A folder made in the background that fails leaves orbax waiting for it, for minutes.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     # Not by orbax's training.Checkpointer: it asks jax whether all hosts are to stop, with step
     # numbers of its own, and then our points (parallel/preemption.py) would miss the answer.
     with ocp.Context(async_options=options), disk_errors(self.folder):
-      ocp.save_checkpointables(self.folder / str(step), items, overwrite=True)
-    with disk_errors(self.folder):
-      files = self._make_durable(step)
-    if is_primary():
-      digest: dict[str, Any] = {"step": step, "accuracy": accuracy, "files": files}
-      digest["sha256"] = _sha256(digest)
-      write_atomic(self._digest_path(step), json.dumps(digest, indent=1, sort_keys=True))
-      self._delete_old()
-    gather_objects(None)  # committed for all, before anybody relies on it
+      self._write(self.folder / str(step), items)
+    files = self._make_durable(step)
+    by_primary(lambda: self._commit(step, accuracy, files))
 
   def restore(self, step: int, params: Any, optimizer: Any = None) -> dict[str, Any]:
     """Loads a step; the targets are pytrees of arrays or ShapeDtypeStructs with shardings.
@@ -240,6 +226,32 @@ class Checkpoints:
     set_aside(self.folder / str(step), quarantine, f"step {step} {reason}.\n")
     set_aside(self._digest_path(step), quarantine, f"step {step} {reason}.\n")
 
+  def _make_room(self, step: int, params: Any, optimizer: Any) -> None:
+    """Removes what is in the way, and refuses before orbax starts: what its threads say of a full
+    disk fills screens, and a bucket's used-up quota (HTTP 507) TensorStore retries for minutes."""
+    remove(self._digest_path(step))  # one that is overwritten stops counting first
+    self.remove_uncommitted()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
+    require_space(self.folder, needed=size + _OVERHEAD_BYTES)
+    if is_bucket(self.folder):
+      write_atomic(self.folder / ".writable.tmp", "")
+
+  def _write(self, path: epath.Path, items: dict[str, Any]) -> None:
+    for last in (False, False, True):
+      try:
+        return ocp.save_checkpointables(path, items, overwrite=True)
+      except ValueError as error:
+        # An object that TensorStore wrote, but whose answer was lost, it takes for another's.
+        lost = is_bucket(path) and "ALREADY_EXISTS" in str(error)
+        if last or not lost or jax.process_count() > 1:  # others would wait inside of orbax
+          raise
+
+  def _commit(self, step: int, accuracy: float, files: dict[str, str]) -> None:
+    digest: dict[str, Any] = {"step": step, "accuracy": accuracy, "files": files}
+    digest["sha256"] = _sha256(digest)
+    write_atomic(self._digest_path(step), json.dumps(digest, indent=1, sort_keys=True))
+    self._delete_old()
+
   def _make_durable(self, step: int) -> dict[str, str]:
     """Flushes what orbax wrote, which it does not; {name in the folder: checksum}.
 
@@ -247,17 +259,22 @@ class Checkpoints:
     """
     root = self.folder / str(step)
     if is_bucket(root):
-      return {f"{step}/{n}": _MD5 + o["md5Hash"] for n, o in buckets.objects(root).items()}
-    names = gather_objects(list(tree(root)))[0]
-    mine: dict[str, str] = {}
-    for name in names[jax.process_index() :: jax.process_count()]:
-      fsync_file(root / name)
-      mine[f"{step}/{name}"] = sha256_file(root / name)
-    if is_primary():
-      folders = {parent for name in names for parent in (root / name).parents}
-      for folder in sorted(folders - set(self.folder.parent.parents)):
-        fsync_folder(folder)
-    return {name: digest for part in gather_objects(mine) for name, digest in part.items()}
+      listed = buckets.objects(root)
+      return {f"{step}/{n}": _MD5 + about["md5Hash"] for n, about in listed.items()}
+    names = by_primary(lambda: list(tree(root)))
+
+    def share() -> dict[str, str]:
+      mine: dict[str, str] = {}
+      with disk_errors(root):
+        for name in names[jax.process_index() :: jax.process_count()]:
+          fsync_file(root / name)
+          mine[f"{step}/{name}"] = sha256_file(root / name)
+        folders = {parent for name in names for parent in (root / name).parents}
+        for folder in sorted(folders - set(self.folder.parent.parents)):
+          fsync_folder(folder)
+      return mine
+
+    return {name: digest for part in jointly(share) for name, digest in part.items()}
 
   def _must_fit(self, step: int, params: Any) -> None:
     """UserError naming the first parameter that is of another shape in the checkpoint."""

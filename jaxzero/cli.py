@@ -261,7 +261,7 @@ def _experiment(default: Experiment, arguments: list[str], folder: str, name: st
   summary = quickstart(parsed.config, parsed.run, window)
   if is_primary():
     _print_summary(summary, parsed.run)
-  _write_json(parsed.json, summary)
+    _write_json(parsed.json, summary)
 
 
 def _print_summary(summary: dict[str, Any], folder: str) -> None:

@@ -54,13 +54,13 @@ class LossGuard:
     loss: float,
     grad_norm: float,
     batch_hash: Callable[[], int],
-    checkpoint: str,
+    checkpoint: Callable[[], str],
   ) -> None:
     """Takes in a step's figures.
 
     Args:
       batch_hash: gives `batch_hash` of the step's whole batch; asked only to tell it.
-      checkpoint: the last good one, in words for the user.
+      checkpoint: gives the last good one, in words for the user.
 
     Raises:
       UserError: the loss or the gradient's norm is NaN or infinite; or `window` losses are known
@@ -70,7 +70,7 @@ class LossGuard:
       if not math.isfinite(value):
         raise UserError(
           f"the {name} of step {step} is {value}, on batch {to_hex(batch_hash())}; the last good "
-          f"checkpoint is {checkpoint}, and the same command retries from it; if it stops here "
+          f"checkpoint is {checkpoint()}, and the same command retries from it; if it stops here "
           "again, lower the learning rate in a new run."
         )
     if self._factor and len(self._losses) == self._window:
@@ -79,9 +79,9 @@ class LossGuard:
         raise UserError(
           f"the loss of step {step} is {loss:.4g}, over spike_factor={self._factor:g} times "
           f"the median {median:.4g} of the last {self._window} (taken as {self._floor:g} at "
-          f"least), on batch {to_hex(batch_hash())}; the last good checkpoint is {checkpoint}, and "
-          "the same command retries from it; if it stops here again, lower the learning rate in a "
-          "new run, or raise --spike-factor (0 for no test)."
+          f"least), on batch {to_hex(batch_hash())}; the last good checkpoint is {checkpoint()}, "
+          "and the same command retries from it; if it stops here again, lower the learning rate "
+          "in a new run, or raise --spike-factor (0 for no test)."
         )
     self._losses.append(loss)
 

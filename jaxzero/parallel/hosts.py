@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -93,6 +93,35 @@ def gather_objects(value: Any) -> list[Any]:
   padded[: len(data)] = data
   rows = multihost_utils.process_allgather(padded)
   return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def jointly(function: Callable[[], Any]) -> list[Any]:
+  """What `function` returned (JSON) on every process, in the order of their ids.
+
+  Raises:
+    UserError: what one of them raised, on all: nobody waits for a process that has refused.
+  """
+  value, refusal = None, None
+  try:
+    value = function()
+  except UserError as error:
+    if jax.process_count() == 1:
+      raise
+    refusal = str(error)
+  everyone = gather_objects([value, refusal])
+  for _, sentence in everyone:
+    if sentence is not None:
+      raise UserError(sentence)
+  return [said for said, _ in everyone]
+
+
+def by_primary(function: Callable[[], Any]) -> Any:
+  """What `function` returned (JSON) on process 0, which alone calls it, on every process.
+
+  Raises:
+    UserError: what it raised there, on all.
+  """
+  return jointly(lambda: function() if is_primary() else None)[0]
 
 
 def barrier(name: str, timeout_s: int = 300) -> None:

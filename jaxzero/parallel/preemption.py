@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,8 +16,8 @@ _points = 0
 def listen() -> None:
   """From now on SIGTERM, SIGHUP and Ctrl-C ask for a stop; a second one stops at once.
 
-  Among several processes jax has its own handler of SIGTERM, which tells the others; the other
-  signals are passed on to it. Call it after the hosts have joined.
+  Among several processes jax has its own handler of SIGTERM, which tells the others and takes no
+  second one; the other signals are passed on to it. Call it after the hosts have joined.
   """
   handled = [signal.SIGINT, signal.SIGHUP]
   if not jax.distributed.is_initialized():
@@ -48,6 +47,7 @@ def _on_signal(number: int, _: object) -> None:
   if _notice:
     raise KeyboardInterrupt
   _notice = True
-  print("jaxzero: stopping at the next step; once more stops at once.", file=sys.stderr)
+  # Not by print, which may be in the middle of a line.
+  os.write(2, b"jaxzero: stopping at the next step; once more stops at once.\n")
   if jax.distributed.is_initialized():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 from typing import Any
@@ -40,7 +41,7 @@ def quickstart(
       "self_play": run.stage("self_play", lambda: self_play(run))["test"],
       "control": run.stage("control", lambda: control(run))["test"],
     }
-    curves = run.stage("search", lambda: search_curves(run))
+    curves = search_curves(run)
     write_json(
       run.folder / "trees.json", run.stage("trees", lambda: searched_problems(run))["trees"]
     )
@@ -95,19 +96,13 @@ def trained_steps(run: Run, stage: str) -> int:
 
 
 def search_curves(run: Run) -> dict[str, Any]:
-  """Accuracy at budgets in multiples of the mean sampled episode, verifying inside if allowed."""
+  """Accuracy at budgets in multiples of the mean sampled episode, verifying inside if allowed.
+
+  Every evaluation is a stage of its own: stopped, only the one that was going on is done again.
+  """
   config = run.experiment.evaluation
   final, first = load_params(run, "self_play"), load_params(run, "pretrain", best=True)
-  sampled = search(
-    run.engine,
-    first,
-    run.validation_problems,
-    "sample",
-    run.engine.max_tokens,
-    seed=run.experiment.seed,
-    batch_size=config.batch_size,
-  )
-  unit = float(np.mean([len(result.tokens) for result in sampled]))
+  unit = run.stage("mean_episode", lambda: {"tokens": mean_episode(run, first)})["tokens"]
   curves: dict[str, Any] = {"unit_tokens": unit}
   kinds = [
     (name + suffix, strategy, params, trained_steps(run, stage))
@@ -119,13 +114,38 @@ def search_curves(run: Run) -> dict[str, Any]:
     for name, strategy, params, step in kinds:
       curves[name] = []
       for multiple in config.budgets:
-        budget = max(1, round(unit * multiple))
-        result, _ = evaluate_at(run, params, step, run.test_problems, strategy, budget)
-        charge_evaluation(run, result)
-        curves[name].append({**result, "multiple": multiple})
-        progress.describe(f"thinking on a budget, {strategy} {multiple}x {result['accuracy']:.1%}")
+        point = run.stage(
+          f"{name}_{multiple}x",
+          functools.partial(curve_point, run, params, step, strategy, unit, multiple),
+        )
+        curves[name].append(point)
+        progress.describe(f"thinking on a budget, {strategy} {multiple}x {point['accuracy']:.1%}")
         progress.advance()
   return curves
+
+
+def mean_episode(run: Run, params: Params) -> float:
+  """Mean length of sampled completions on the validation problems, in tokens."""
+  sampled = search(
+    run.engine,
+    params,
+    run.validation_problems,
+    "sample",
+    run.engine.max_tokens,
+    seed=run.experiment.seed,
+    batch_size=run.experiment.evaluation.batch_size,
+  )
+  return float(np.mean([len(result.tokens) for result in sampled]))
+
+
+def curve_point(
+  run: Run, params: Params, step: int, strategy: str, unit: float, multiple: float
+) -> dict[str, Any]:
+  """An `eval` object at `multiple` mean episodes, charged to the ledger."""
+  budget = max(1, round(unit * multiple))
+  result, _ = evaluate_at(run, params, step, run.test_problems, strategy, budget)
+  charge_evaluation(run, result)
+  return {**result, "multiple": multiple}
 
 
 def evaluate_at(

@@ -3,6 +3,7 @@ leaves something the same command continues from."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -23,6 +24,7 @@ from jaxzero.errors import Preempted, UserError
 from jaxzero.files import (
   PathLike,
   as_path,
+  disk_errors,
   make_folder,
   read_bytes,
   read_jsonl,
@@ -31,12 +33,12 @@ from jaxzero.files import (
 )
 from jaxzero.models.transformer import param_shardings
 from jaxzero.parallel import preemption
-from jaxzero.parallel.hosts import is_primary, primary_first
+from jaxzero.parallel.hosts import by_primary, is_primary, primary_first
 from jaxzero.parallel.mesh import batch_shards, make_mesh
 from jaxzero.parallel.rows import HostRows
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.goodput import Goodput
-from jaxzero.recipes.lock import lock
+from jaxzero.recipes.lock import Lock, lock
 from jaxzero.recipes.profiler import Profiler, Window
 from jaxzero.recipes.tensorboard import TensorBoard
 from jaxzero.search.engine import Engine
@@ -46,6 +48,7 @@ from jaxzero.tokenizers import Tokenizer
 
 # How a run is computed, not what: the same command may continue it on other hosts and devices.
 _LAYOUT = ("mesh", "improve.micro_batches", "model.remat", "model.scan_layers", "spike_factor")
+_SEEN_WITHIN_S = 60.0
 
 
 class Run:
@@ -65,22 +68,13 @@ class Run:
     self.hosts = HostRows(self.mesh)
     self.profiler = Profiler(self.folder, profile)
     _check_batches(experiment, batch_shards(self.mesh))
-    if self.folder.exists() and not self.folder.is_dir():
-      raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
-    self._release: Callable[[], None] = lambda: None
-    with primary_first("run opened"):
-      if is_primary():
-        make_folder(self.folder)
-        self._release = lock(self.folder)
-      is_new = self._check_config()
-      if is_primary() and not is_new:  # in a folder that is no run, they are somebody else's
-        for leftover in self.folder.glob(".*.tmp"):
-          leftover.unlink()
-      self.tokenizer = self._tokenizer()
-      self._check_sizes()
-      self._write_config()
-      if is_primary() and not self._tokenizer_path.exists():
-        self.tokenizer.save(self._tokenizer_path.parent)
+    self._lock: Lock | None = None
+    try:
+      with primary_first("run opened"), disk_errors(self.folder):
+        self._open()
+    except BaseException:
+      self._release()
+      raise
     self.engine = Engine(
       experiment.model,
       self.tokenizer,
@@ -97,6 +91,23 @@ class Run:
     self.rewind(self._books)
     self._say_where()
 
+  def _open(self) -> None:
+    """Takes the folder and its tokenizer; the first process makes them."""
+    if is_primary():
+      if self.folder.exists() and not self.folder.is_dir():
+        raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
+      make_folder(self.folder)
+      self._lock = lock(self.folder)
+    is_new = self._check_config()
+    if is_primary() and not is_new:  # in a folder that is no run, they are somebody else's
+      for leftover in self.folder.glob(".*.tmp"):
+        leftover.unlink()
+    self.tokenizer = self._tokenizer()
+    self._check_sizes()
+    self._write_config()
+    if is_primary() and not self._tokenizer_path.exists():
+      self.tokenizer.save(self._tokenizer_path.parent)
+
   def __enter__(self) -> Run:
     self.goodput.__enter__()
     return self
@@ -107,10 +118,11 @@ class Run:
     failure: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    self.profiler.close()
-    self._tensorboard.close()
-    self.goodput.__exit__(kind, failure, trace)
-    self._release()
+    with contextlib.ExitStack() as last:
+      last.callback(self._release)
+      last.push(self.goodput.__exit__)
+      last.callback(self._tensorboard.close)
+      last.callback(self.profiler.close)
     if is_primary() and (kind is None or kind is Preempted):
       print(self.goodput.summary(), file=sys.stderr)
 
@@ -153,12 +165,12 @@ class Run:
     A stage starts from the books as the one before left them, so one that was killed half-way
     leaves no trace in metrics or ledger.
     """
-    done = self._read_result(name)
+    done = by_primary(lambda: self._read_result(name))
     if done is None:
       self._seconds_before, self._begin = 0.0, time.monotonic()
       value = function()
       done = {"value": value, "books": self.commit()}
-      write_json(self.folder / "results" / f"{name}.json", done)
+      by_primary(lambda: write_json(self.folder / "results" / f"{name}.json", done))
       self.goodput.commit()
     self._books = done["books"]
     self.rewind(self._books)
@@ -167,14 +179,14 @@ class Run:
 
   def _read_result(self, name: str) -> dict[str, Any] | None:
     path = self.folder / "results" / f"{name}.json"
-    if not path.exists():
-      return None
     try:
-      done = json.loads(path.read_text())
+      done = json.loads(read_bytes(path))
       if not isinstance(done, dict) or set(done) != {"value", "books"}:
         raise ValueError
     except ValueError as error:
       raise UserError(f"{path} is damaged; delete it and its stage is done again.") from error
+    except FileNotFoundError:
+      return None
     return done
 
   def log(self, **row: Any) -> None:
@@ -189,17 +201,25 @@ class Run:
 
   def commit(self) -> dict[str, Any]:
     """Writes metrics and ledger; returns what a checkpoint's meta must hold to get back here."""
-    if self.metrics != self._rows_on_disk[: len(self.metrics)]:
-      if is_primary():
-        write_jsonl(self.folder / "metrics.jsonl", self.metrics)
-      self._rows_on_disk = list(self.metrics)
-    self._tensorboard.update(self.metrics)
-    write_json(self.folder / "ledger.json", self.ledger)
+    by_primary(self._write_books)
+    self._rows_on_disk = list(self.metrics)
     return {
       "metrics_rows": len(self.metrics),
       "ledger": copy.deepcopy(self.ledger),
       "seconds": self._seconds_before + time.monotonic() - self._begin,
     }
+
+  def _release(self) -> None:
+    if self._lock is not None:
+      self._lock.release()
+
+  def _write_books(self) -> None:
+    if self._lock is not None:
+      self._lock.check()
+    if self.metrics != self._rows_on_disk[: len(self.metrics)]:
+      write_jsonl(self.folder / "metrics.jsonl", self.metrics)
+    self._tensorboard.update(self.metrics)
+    write_json(self.folder / "ledger.json", self.ledger)
 
   def rewind(self, meta: dict[str, Any]) -> None:
     """Puts metrics, ledger and the stage's clock to where they stood when `commit` said this."""
@@ -210,23 +230,23 @@ class Run:
   def _check_config(self) -> bool:
     """Whether the folder is new; UserError where it holds another run or something else."""
     path = self.folder / "config.json"
-    if not path.exists() and not is_primary():
-      raise UserError(
-        f"process {jax.process_index()} does not see {path}, which process 0 has written; give a "
-        "--run folder that all hosts share, or one in gs://."
-      )
-    if not path.exists():
+    try:
+      saved = json.loads(self._seen(path))
+    except ValueError as error:
+      raise UserError(f"{path} is damaged; use another folder for a new run.") from error
+    except FileNotFoundError:
+      if not is_primary():
+        raise UserError(
+          f"process {jax.process_index()} does not see {path}, which process 0 has written; give a "
+          "--run folder that all hosts share, or one in gs://."
+        ) from None
       foreign = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]
       if foreign:
         raise UserError(
           f"{self.folder} is not empty and holds no run (found {foreign[0]!r}); "
           "use another --run folder."
-        )
+        ) from None
       return True
-    try:
-      saved = json.loads(path.read_text())
-    except ValueError as error:
-      raise UserError(f"{path} is damaged; use another folder for a new run.") from error
     different = [
       difference
       for difference in _differences(saved, config_dict(self.experiment))
@@ -240,11 +260,24 @@ class Run:
       )
     return False
 
+  def _seen(self, path: epath.Path) -> bytes:
+    """A file's bytes; what process 0 has written may take others a while to see (NFS)."""
+    deadline = time.monotonic() + (0.0 if is_primary() else _SEEN_WITHIN_S)
+    while True:
+      try:
+        return read_bytes(path)
+      except FileNotFoundError:
+        if time.monotonic() > deadline:
+          raise
+      time.sleep(1.0)
+
   def _write_config(self) -> None:
     text = json.dumps(config_dict(self.experiment), indent=1, sort_keys=True) + "\n"
     path = self.folder / "config.json"
-    if is_primary() and not (path.exists() and read_bytes(path).decode() == text):
-      write_atomic(path, text)
+    with contextlib.suppress(FileNotFoundError):
+      if not is_primary() or read_bytes(path).decode() == text:
+        return
+    write_atomic(path, text)
 
   def _say_where(self) -> None:
     """The line that launchers tell people to look for."""
@@ -293,14 +326,14 @@ def load_experiment(folder: PathLike) -> Experiment:
   """The experiment of an existing run; UserError where there is none or it is damaged."""
   place = as_path(folder)
   path = place / "config.json"
-  if not place.is_dir():
+  try:
+    return from_dict(Experiment, json.loads(read_bytes(path)))
+  except FileNotFoundError as error:
+    if place.is_dir():
+      raise UserError(f"{place} holds no run: config.json is missing; check the path.") from error
     raise UserError(
       f"there is no run at {place}; make one with `jaxzero quickstart --run {place}`."
-    )
-  if not path.exists():
-    raise UserError(f"{place} holds no run: config.json is missing; check the path.")
-  try:
-    return from_dict(Experiment, json.loads(path.read_text()))
+    ) from error
   except (ValueError, TypeError, KeyError) as error:
     raise UserError(f"{path} is damaged or of another version ({error}).") from error
 

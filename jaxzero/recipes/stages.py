@@ -20,7 +20,7 @@ from jaxzero.learn.supervised import Examples
 from jaxzero.learn.train import Trainer
 from jaxzero.learn.window import ReplayWindow
 from jaxzero.models.transformer import Params, param_targets
-from jaxzero.parallel.hosts import barrier, gather_objects, is_primary
+from jaxzero.parallel.hosts import by_primary, gather_objects, is_primary, jointly
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.steps import Steps, train_flops
@@ -133,7 +133,7 @@ def self_play_rounds(run: Run, start: Params) -> Params:
   )
   state = trainer.fresh_optimizer(start)
   steps = Steps(run, "self_play", "learn", trainer, state, config.batch_size)
-  store = open_replay(run)
+  store = open_replay(run, steps.step // config.steps_per_round)
   reference = jax.tree.map(lambda x: x.copy(), start) if config.loss.kl_weight else None
   done = steps.step // config.steps_per_round
   played: dict[str, Any] = steps.meta.get("played", {})
@@ -193,33 +193,46 @@ def _commit(
   run: Run, store: ReplayStore, round: int, episodes: list[Episode], figures: dict[str, Any]
 ) -> None:
   hosts = run.hosts
-  shard = store.stage(round, hosts.part, hosts.parts, episodes) if hosts.is_leader else None
-  shards = [one for one in gather_objects(shard and dataclasses.asdict(shard)) if one]
-  if is_primary():
-    store.commit(round, [ShardInfo(**one) for one in shards], figures)
-  barrier(f"round {round} stored")
-  store.refresh()
+
+  def stage() -> dict[str, Any] | None:
+    if not hosts.is_leader:
+      return None
+    return dataclasses.asdict(store.stage(round, hosts.part, hosts.parts, episodes))
+
+  shards = [ShardInfo(**one) for one in jointly(stage) if one]
+  by_primary(lambda: store.commit(round, shards, figures))
+  if not is_primary():
+    store.commit(round, shards, figures)
+  run.goodput.commit()
 
 
-def open_replay(run: Run) -> ReplayStore:
-  """The replay of all rounds that were committed, also of one that is not learned from yet."""
+def open_replay(run: Run, round: int) -> ReplayStore:
+  """The replay of all rounds that were committed, also of one that is not learned from yet; those
+  that round `round` and later ones learn from are checked."""
   folder = run.folder / "episodes"
-  damage: list[str] = []
-  if is_primary():
-    store = ReplayStore(folder)
-    damage = store.verify()
-  barrier("replay opened")
-  damage = gather_objects(damage)[0]
+
+  def checked() -> list[str]:
+    return ReplayStore(folder).verify(round - run.experiment.improve.replay_rounds + 1)
+
+  damage = by_primary(checked)
   if damage:
     raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
-  return store if is_primary() else ReplayStore(folder, primary=False)
+  return ReplayStore(folder, primary=is_primary())
 
 
 def replay_window(run: Run, store: ReplayStore, round: int) -> ReplayWindow:
   experiment, config = run.experiment, run.experiment.improve
   seed = experiment.seed * 10 + _BASE_SEED["replay"]
+  window = store.window(round, config.replay_rounds)
+  # A host that cannot read what others can would learn from other episodes than they.
+  sizes = gather_objects(len(window))
+  if len(set(sizes)) > 1:
+    raise UserError(
+      f"the hosts see {sizes} episodes in the window of round {round}; check that all of them can "
+      f"read {store.folder}, then run the same command again."
+    )
   return ReplayWindow(
-    store.sampler(store.window(round, config.replay_rounds), (seed, round)),
+    store.sampler(window, (seed, round)),
     run.worked_examples,
     seed,
     experiment.context,
@@ -258,11 +271,13 @@ def spent(run: Run) -> float:
 def load_params(run: Run, stage: str, best: bool = False) -> Params:
   """Parameters of a stage's newest or best checkpoint, on the run's mesh."""
   checkpoints = Checkpoints(run.folder / "checkpoints" / stage, keep_best=best)
-  step = checkpoints.best() if best else checkpoints.latest
-  if step is None:
+  step = by_primary(lambda: checkpoints.best() if best else checkpoints.latest)
+  config = run.experiment.improve
+  last = config.rounds * config.steps_per_round
+  if step is None or (stage == "self_play" and step != last):
     raise UserError(
-      f"{checkpoints.folder} has no checkpoint left, but its stage is marked as done; delete "
-      f"{run.folder / 'results'} and the same command makes it again."
+      f"the last checkpoint of {checkpoints.folder} is missing, but its stage is marked as done; "
+      f"delete {run.folder / 'results'} and the same command makes it again."
     )
   target = param_targets(run.experiment.model, run.tokenizer.vocab_size, run.mesh)
   return checkpoints.restore(step, target)["params"]

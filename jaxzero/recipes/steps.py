@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxzero.checkpoints import Checkpoints
-from jaxzero.errors import Preempted
+from jaxzero.errors import Preempted, UserError
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.guard import LossGuard, batch_hash, combine, to_hex
 from jaxzero.learn.train import Trainer, TrainState
@@ -131,15 +131,18 @@ class Steps:
     """A step's metrics as numbers; waits for them. UserError where its loss will not do."""
     self._hash = combine([self._hash, hashed])
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    good = self.checkpoints.latest
     self.guard.check(
       step,
       numbers["loss"],
       numbers["grad_norm"],
       lambda: combine([self.run.hosts.total(hashed)]),
-      "none yet" if good is None else str(self.checkpoints.folder / str(good)),
+      self._last_good,
     )
     return numbers
+
+  def _last_good(self) -> str:
+    step = self.checkpoints.latest
+    return "none yet" if step is None else str(self.checkpoints.folder / str(step))
 
   def _everyones_hash(self) -> int:
     return combine([self.run.hosts.total(self._hash)])
@@ -159,6 +162,10 @@ class Steps:
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), start, shardings
     )
     loaded = self.checkpoints.restore(step, abstract.params, _moved(abstract))
+    if "step" not in loaded["meta"]:
+      raise UserError(
+        f"{self.checkpoints.folder / str(step)} was written by an older version; start a new run."
+      )
     self.run.rewind(loaded["meta"])
     moved = loaded["optimizer"]
     optimizer, iterate = moved if start.iterate is not None else (moved, None)

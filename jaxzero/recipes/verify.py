@@ -98,7 +98,7 @@ def _attempt(found: Verification, name: str, read: Callable[[], Any]) -> Any:
     return read()
   except FileNotFoundError:
     found.findings.append(Finding(name, "is missing"))
-  except (UserError, ValueError, TypeError, KeyError) as error:
+  except (UserError, OSError, ValueError, TypeError, KeyError) as error:
     found.findings.append(Finding(name, f"cannot be read ({error})"))
   return None
 

@@ -168,7 +168,8 @@ class ReplayStore:
   ) -> None:
     """Enters all parts of a round at once; when it returns, the episodes survive a crash.
 
-    A round that has lost a part to damage is replaced.
+    A round that has lost a part to damage is replaced. A host that is not the primary calls it once
+    the primary has, to know of the round without reading the manifest again.
 
     Args:
       figures: JSON to keep beside the round.
@@ -177,11 +178,16 @@ class ReplayStore:
       UserError: the round is committed already, the parts are not all of it, or one of them is
         not in this folder.
     """
-    self._must_commit()
+    self._must_be_writable()
     self._must_be_new(round)
     parts = sorted((shard.round, shard.part, shard.parts) for shard in shards)
     if not shards or parts != [(round, part, len(shards)) for part in range(len(shards))]:
       raise UserError(f"round {round} needs each of its parts once, but got {parts}.")
+    others = [shard for shard in self._shards if shard.round != round]
+    self._figures = {**self._figures, str(round): dict(figures or {})}
+    if not self._commits:
+      self._shards = [*others, *shards]
+      return
     sizes = tree(self.folder)
     for shard in shards:
       if sizes.get(shard.name) != shard.bytes:
@@ -189,8 +195,6 @@ class ReplayStore:
           f"{shard.name} of {shard.bytes} bytes is not in {self.folder}; every host must write to "
           "the same folder: use a shared file system or gs://."
         )
-    others = [shard for shard in self._shards if shard.round != round]
-    self._figures = {**self._figures, str(round): dict(figures or {})}
     self._write_manifest([*others, *shards], self._quarantined)
 
   def discard_after(self, round: int) -> list[int]:
@@ -202,13 +206,13 @@ class ReplayStore:
       self._remove_leftovers()
     return dropped
 
-  def verify(self) -> list[str]:
-    """Hashes every committed shard again and sets damaged ones aside.
+  def verify(self, first: int = 0) -> list[str]:
+    """Hashes the committed shards from round `first` on again and sets damaged ones aside.
 
     Returns:
       one sentence for each shard that was set aside; empty if all is well.
     """
-    return self._verify(self.shards, fresh=True)
+    return self._verify([shard for shard in self.shards if shard.round >= first], fresh=True)
 
   def episodes(self, round: int) -> Iterator[Episode]:
     """The episodes of a round in the order written; UserError if there is no such round."""

@@ -15,7 +15,7 @@ SMALL = {"window": 5, "floor": 0.1}
 
 
 def check(guard, loss, step=7, grad_norm=1.0):
-  guard.check(step, loss, grad_norm, batch_hash=lambda: 0xABC, checkpoint="pretrain/400")
+  guard.check(step, loss, grad_norm, batch_hash=lambda: 0xABC, checkpoint=lambda: "pretrain/400")
 
 
 def fed(losses, spike_factor=4.0):

@@ -77,6 +77,17 @@ def refuse() -> None:
   except UserError as error:
     tell(error=str(error))
 
+  def third_is_full() -> int:
+    if jax.process_index() == 2:
+      raise UserError("the disk of the third is full; make room.")
+    return jax.process_index() * 10
+
+  try:
+    hosts.jointly(third_is_full)
+  except UserError as error:
+    tell(full=str(error))
+  tell(all=hosts.jointly(lambda: jax.process_index()), first=hosts.by_primary(time.time))
+
 
 def late() -> None:
   """The last process never comes to the barrier."""

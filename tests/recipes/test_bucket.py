@@ -69,13 +69,20 @@ def test_a_run_in_a_bucket_killed_and_continued_ends_as_one_on_a_disk(gcs, tmp_p
 def test_a_lease_is_held_by_one_and_taken_over_from_the_dead(gcs, monkeypatch, capsys):
   monkeypatch.setattr(lock_lib, "LEASE_S", 1.0)
   folder = as_path("gs://bucket/leased")
-  release = lock(folder)
+  held = lock(folder)
   with pytest.raises(UserError, match="another process is working on gs://bucket/leased"):
     lock(folder)
-  release()
+  held.release()
   assert "leased/.lock" not in gcs.objects
   gcs.put("leased/.lock", b"a host that died:1:abc 7")
   begin = time.monotonic()
-  lock(folder)()
+  late = lock(folder)
   assert time.monotonic() - begin >= 1.0, "it is given time for a sign of life"
   assert "is held" in capsys.readouterr().err
+  late.check()
+  gcs.put("leased/.lock", b"another that took over:1:def 1")
+  time.sleep(0.6)
+  with pytest.raises(UserError, match="another process took over gs://bucket/leased"):
+    late.check()
+  late.release()
+  assert gcs.objects["leased/.lock"].startswith(b"another"), "what is not ours stays"
