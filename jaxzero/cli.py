@@ -176,6 +176,7 @@ def _run(arguments: list[str]) -> None:
 def _start_jax(cache: bool = True) -> None:
   """Joins the hosts where they are configured, and warns of an accelerator left idle."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  warnings.showwarning = lambda message, *_, **__: print(f"jaxzero: {message}", file=sys.stderr)
   # Orbax logs with a traceback what it raises, too.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   import jax
@@ -373,8 +374,8 @@ def _verify(arguments: list[str]) -> None:
   _write_json(parsed.json, record)
   if found.damage:
     raise UserError(
-      f"{len(found.damage)} of the {found.files} files of {parsed.run} are damaged; the next "
-      "`jaxzero train` or `quickstart` on it sets checkpoints and shards aside, put back others."
+      f"{len(found.damage)} of the {found.files} files of {parsed.run} are damaged; going on "
+      "sets newest checkpoints and shards aside; put back good copies of what else is named."
     )
 
 

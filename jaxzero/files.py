@@ -51,11 +51,11 @@ def as_path(path: PathLike) -> epath.Path:
   `gs:/bucket`, which pathlib makes of `gs://bucket`, is understood.
   """
   text = os.fspath(path)
-  scheme = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
+  scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+", text)
   if scheme is None:
     return epath.Path(text)
-  if scheme[1] != "gs":
-    raise UserError(f"{text} is neither a local path nor in a gs:// bucket; use one of these.")
+  if scheme[1] != "gs" or not text[scheme.end() :].strip("/"):
+    raise UserError(f"{text} is neither a local path nor gs://bucket/path; use one of these.")
   return epath.Path("gs://" + text[scheme.end() :])
 
 

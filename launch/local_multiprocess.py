@@ -113,6 +113,8 @@ def main() -> int:
     while not failed and any(child.poll() is None for child in children):
       failed = first_failure(children)
       time.sleep(0.1)
+    if failed:
+      print(f"A process ended with exit code {failed}; stopping the others.", file=sys.stderr)
   except KeyboardInterrupt:
     pass  # they are stopped below, and their codes tell how that went
   stop(children)

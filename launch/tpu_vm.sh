@@ -59,8 +59,9 @@ run() {
 >> ~/jaxzero.log 2>&1 < /dev/null &"
   expect "launch/tpu_vm.sh logs"
 }
-up() { create; wait_active; install; run "$@"; }
+up() { need_arguments "$@"; create; wait_active; install; run "$@"; }
 restart() {
+  need_arguments "$@"
   local now=ACTIVE
   if [[ -n "$dry" ]]; then state; else now="$(state)"; fi
   case "$now" in

@@ -15,13 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxzero import files
 from jaxzero.checkpoints import Checkpoints
-from jaxzero.parallel.hosts import (
-  barrier,
-  gather_objects,
-  initialize_hosts,
-  is_primary,
-  primary_first,
-)
+from jaxzero.parallel.hosts import barrier, gather_objects, initialize_hosts, is_primary
 from jaxzero.selfplay.replay import ReplayStore, ShardInfo
 from tests.selfplay.test_replay import episodes
 
@@ -51,8 +45,11 @@ loaded = resumed.restore(latest, params)["params"]["a"]
 good = all(np.array_equal(part.data, whole[part.index]) for part in loaded.addressable_shards)
 
 part, parts = jax.process_index(), jax.process_count()
-with primary_first("opened"):
-  store = ReplayStore(folder / "episodes", primary=is_primary())
+if is_primary():
+  store = ReplayStore(folder / "episodes")
+barrier("opened")
+if not is_primary():
+  store = ReplayStore(folder / "episodes", primary=False)
 share = episodes(0)[part * 2 : part * 2 + 2]
 shards = gather_objects(dataclasses.asdict(store.stage(0, part, parts, share)))
 if is_primary():

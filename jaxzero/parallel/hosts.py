@@ -148,34 +148,6 @@ def barrier(name: str, timeout_s: int = 300) -> None:
     ) from error
 
 
-@contextlib.contextmanager
-def primary_first(name: str) -> Iterator[None]:
-  """Runs the body on process 0, then on all others: they find the files it wrote.
-
-  Args:
-    name: used once in a program's life.
-
-  Raises:
-    UserError: what the body raised on process 0, on all of them.
-  """
-  if is_primary():
-    refused: UserError | None = None
-    try:
-      yield
-    except UserError as error:
-      refused = error
-    barrier(name)
-    gather_objects(None if refused is None else str(refused))
-    if refused is not None:
-      raise refused
-    return
-  barrier(name)
-  sentence = gather_objects(None)[0]
-  if sentence is not None:
-    raise UserError(sentence)
-  yield
-
-
 def _why_not_joined(values: dict[str, str], said: str) -> str:
   lines = said.strip().splitlines() or ["no reason given"]
   reason = next((why for word, why in _REASONS.items() if word in said), lines[0])

@@ -33,7 +33,7 @@ from jaxzero.files import (
 )
 from jaxzero.models.transformer import param_shardings
 from jaxzero.parallel import preemption
-from jaxzero.parallel.hosts import by_primary, is_primary, primary_first
+from jaxzero.parallel.hosts import barrier, by_primary, gather_objects, is_primary, jointly
 from jaxzero.parallel.mesh import batch_shards, make_mesh
 from jaxzero.parallel.rows import HostRows
 from jaxzero.recipes.experiment import Experiment
@@ -60,6 +60,9 @@ class Run:
 
   def __init__(self, folder: PathLike, experiment: Experiment, profile: Window | None = None):
     self.folder, self.experiment = as_path(folder), experiment
+    barrier("the opening of the run")  # names who is missing; what comes later waits for all
+    settings = {"run": str(self.folder), "profile": str(profile)}
+    _must_agree({**settings, "config": config_dict(experiment)})
     # What can be refused is refused before anything is written.
     experiment.check()
     self.task = tasks.make(experiment.task)
@@ -69,9 +72,12 @@ class Run:
     self.profiler = Profiler(self.folder, profile)
     _check_batches(experiment, batch_shards(self.mesh))
     self._lock: Lock | None = None
+    _must_agree(
+      {"config": config_dict(experiment), "run": str(self.folder), "profile": str(profile)}
+    )
     try:
-      with primary_first("run opened"), disk_errors(self.folder):
-        self._open()
+      by_primary(self._open)
+      jointly(lambda: None if is_primary() else self._open())
     except BaseException:
       self._release()
       raise
@@ -93,6 +99,10 @@ class Run:
 
   def _open(self) -> None:
     """Takes the folder and its tokenizer; the first process makes them."""
+    with disk_errors(self.folder):
+      self._take_folder()
+
+  def _take_folder(self) -> None:
     if is_primary():
       if self.folder.exists() and not self.folder.is_dir():
         raise UserError(f"{self.folder} is a file, not a run's folder; use another --run.")
@@ -373,6 +383,18 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
       found += _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
     return found
   return [] if a == b else [f"{prefix}: {a} there, {b} here"]
+
+
+def _must_agree(mine: dict[str, Any]) -> None:
+  """Raises UserError where the processes were not started with the same command."""
+  everyone = gather_objects(mine)
+  for process, other in enumerate(everyone):
+    different = _differences(everyone[0], other)
+    if different:
+      raise UserError(
+        f"process {process} was given another command than process 0 ({different[0]}); start the "
+        "same command on all of them."
+      )
 
 
 def _check_batches(experiment: Experiment, shards: int) -> None:

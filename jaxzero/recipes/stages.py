@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -211,13 +212,24 @@ def open_replay(run: Run, round: int) -> ReplayStore:
   that round `round` and later ones learn from are checked."""
   folder = run.folder / "episodes"
 
+  first = max(0, round - run.experiment.improve.replay_rounds + 1)
+
+  # The first host's store sweeps what killed writers left, so it is opened once, before the others
+  # write.
+  opened: list[ReplayStore] = []
+
   def checked() -> list[str]:
-    return ReplayStore(folder).verify(round - run.experiment.improve.replay_rounds + 1)
+    opened.append(ReplayStore(folder))
+    return opened[0].verify(first)
 
   damage = by_primary(checked)
   if damage:
     raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
-  return ReplayStore(folder, primary=is_primary())
+  store = opened[0] if opened else ReplayStore(folder, primary=False)
+  gone = sorted(set(range(first, round)) - set(store.rounds))
+  if gone and is_primary():
+    warnings.warn(f"{folder} has lost rounds {gone}; learning goes on without them.", stacklevel=2)
+  return store
 
 
 def replay_window(run: Run, store: ReplayStore, round: int) -> ReplayWindow:

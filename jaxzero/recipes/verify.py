@@ -87,7 +87,10 @@ def verify(folder: PathLike) -> Verification:
       found.findings.append(Finding(name, f"set aside before: {reason}", harmful=False))
   for stage in sorted({name.split("/")[1] for name in sizes if name.startswith("checkpoints/")}):
     _check_checkpoints(found, run, f"checkpoints/{stage}")
-  if any(name.startswith("episodes/") for name in sizes):
+  played = any(name.startswith("checkpoints/self_play/") for name in sizes)
+  if played and "episodes/manifest.json" not in sizes:
+    found.findings.append(Finding("episodes/manifest.json", "is missing"))
+  elif any(name.startswith("episodes/") for name in sizes):
     _check_episodes(found, run, experiment, tokenizer)
   return found
 

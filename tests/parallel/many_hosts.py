@@ -68,14 +68,7 @@ def stop() -> None:
 
 
 def refuse() -> None:
-  """What the first process refuses, all refuse; what it allows, it does first."""
-  with hosts.primary_first("allowed"):
-    tell(did=time.time())
-  try:
-    with hosts.primary_first("refused"):
-      raise UserError("the folder holds a thesis; use another.")
-  except UserError as error:
-    tell(error=str(error))
+  """What one process refuses, all refuse."""
 
   def third_is_full() -> int:
     if jax.process_index() == 2:

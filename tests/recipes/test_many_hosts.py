@@ -113,3 +113,25 @@ def test_it_goes_on_as_one_process_with_the_same_data_order_and_losses(stopped, 
   for a, b in zip(here, there, strict=True):
     assert (a["kind"], a["step"], a["batch_hash"]) == (b["kind"], b["step"], b["batch_hash"])
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+def test_processes_with_different_commands_are_refused_before_anything_is_written(tmp_path):
+  (tmp_path / "differ.py").write_text(
+    "import os, sys\n"
+    "from jaxzero import cli\n"
+    "fsdp = str(2 ** (1 + int(os.environ['JAXZERO_PROCESS_ID'])))\n"
+    "cli.main([*sys.argv[1:], '--mesh.fsdp', fsdp])\n"
+  )
+  launcher = ROOT / "launch" / "local_multiprocess.py"
+  sizes = ("--processes", "2", "--devices-per-process", "2", "--module", "differ")
+  done = subprocess.run(
+    [sys.executable, str(launcher), *sizes, "--", *train(tmp_path / "run")],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  said = [line for line in done.stdout.splitlines() if "another command" in line]
+  assert done.returncode == 2 and "config.mesh.fsdp: 2 there, 4 here" in said[0], done.stdout
+  assert not (tmp_path / "run").exists()
