@@ -129,7 +129,7 @@ def watched(monkeypatch, before):
     def call(*args, **kwargs):
       with lock:
         before(name)
-      return real(*args, **kwargs)
+        return real(*args, **kwargs)
 
     return call
 
@@ -147,7 +147,11 @@ def test_killed_at_any_moment_of_a_save_the_newest_good_step_is_the_old_or_the_n
     if not inside:
       inside.append(name)
       state = tmp_path / f"{len(states)}-{name}"
-      shutil.copytree(folder, state)
+      while not state.exists():  # TensorStore's own threads may change it while it is copied
+        try:
+          shutil.copytree(folder, state)
+        except shutil.Error:
+          shutil.rmtree(state)
       states.append(state)
       inside.clear()
 
