@@ -16,7 +16,7 @@ from jaxzero.files import as_path
 from jaxzero.recipes import lock as lock_lib
 from jaxzero.recipes.lock import lock
 from jaxzero.recipes.verify import verify
-from tests.recipes.test_many_hosts import train
+from tests.recipes.test_many_hosts import QUICK, train
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Compiled programs are shared with other tests; the fixture moves only the cache of objects.
@@ -27,7 +27,7 @@ def start(folder):
   return subprocess.Popen(
     [sys.executable, "-m", "tests.recipes.two_stages", *train(folder)],
     cwd=ROOT,
-    env={**os.environ, **COMPILED, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    env={**os.environ, **COMPILED, **QUICK, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,

@@ -19,12 +19,12 @@ def test_the_points_cover_every_kind_of_write(drill):
 
 
 def test_kills_at_named_points_lose_double_and_tear_nothing(drill):
-  found = drill.kills(8, seed=5)
-  assert found.hit == 8 and found.wrong == []
+  found = drill.kills(5, seed=5)
+  assert found.hit == 5 and found.wrong == []
 
 
 def test_a_stop_at_a_named_point_saves_and_goes_on_to_the_same_bits(drill):
-  found = drill.stops(2, seed=3)
+  found = drill.stops(1, seed=3)
   assert found.hit >= 1 and found.wrong == []
 
 

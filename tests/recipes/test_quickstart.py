@@ -135,6 +135,7 @@ def test_the_same_command_again_changes_nothing(smoke_run, smoke_command):
 def test_every_stage_runs_sharded_over_all_axes_and_near_a_reference(smoke_command, tmp_path):
   flags = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
   flags += ["--model.num-kv-heads", "2", "--improve.loss.kl-weight", "0.1"]
+  flags += ["--supervised.steps", "20", "--evaluation.budgets", "1"]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   done = subprocess.run(
     [*smoke_command(tmp_path / "run"), *flags], capture_output=True, text=True, env=environment
