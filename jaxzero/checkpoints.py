@@ -7,6 +7,7 @@ save and is removed. The items are pure nested dicts, so anyone can read them wi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -81,11 +82,10 @@ class Checkpoints:
       reason = self._damage(step)
       if reason is None:
         return step
+      by_primary(functools.partial(self._set_aside, step, reason))
       if is_primary():
-        self._set_aside(step, reason)
         sentence = f"the checkpoint {self.folder / str(step)} {reason}; it was set aside."
         warnings.warn(sentence, stacklevel=2)
-      gather_objects(None)  # nobody goes on before it is done
     return None
 
   def best(self) -> int | None:

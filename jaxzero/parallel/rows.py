@@ -51,7 +51,12 @@ class HostRows:
 
   def share(self, count: int) -> range:
     """This part's contiguous range of `count` things, in the order of the parts."""
-    return range(self.part * count // self.parts, (self.part + 1) * count // self.parts)
+    bounds = self._bounds(count)
+    return range(bounds[self.part], bounds[self.part + 1])
+
+  def _bounds(self, count: int) -> list[int]:
+    """Where each part's share of `count` things begins, and where the last ends: [parts + 1]."""
+    return [part * count // self.parts for part in range(self.parts + 1)]
 
   def put(self, local: Any) -> Any:
     """A pytree of this host's rows [B / parts, ...] as global arrays [B, ...]."""
@@ -89,7 +94,7 @@ class HostRows:
     """
     if self.parts == 1 or not first:
       return [own[number] for number in range(first)]
-    bounds = [part * count // self.parts for part in range(self.parts + 1)]
+    bounds = self._bounds(count)
     owner = np.searchsorted(bounds, np.arange(first), side="right") - 1
     slots = np.arange(first) - np.asarray(bounds)[owner]
     mine = [own[number] for number in range(first) if owner[number] == self.part]

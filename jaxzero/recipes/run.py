@@ -72,9 +72,6 @@ class Run:
     self.profiler = Profiler(self.folder, profile)
     _check_batches(experiment, batch_shards(self.mesh))
     self._lock: Lock | None = None
-    _must_agree(
-      {"config": config_dict(experiment), "run": str(self.folder), "profile": str(profile)}
-    )
     try:
       by_primary(self._open)
       jointly(lambda: None if is_primary() else self._open())

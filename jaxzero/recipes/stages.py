@@ -211,7 +211,6 @@ def open_replay(run: Run, round: int) -> ReplayStore:
   """The replay of all rounds that were committed, also of one that is not learned from yet; those
   that round `round` and later ones learn from are checked."""
   folder = run.folder / "episodes"
-
   first = max(0, round - run.experiment.improve.replay_rounds + 1)
 
   # The first host's store sweeps what killed writers left, so it is opened once, before the others
