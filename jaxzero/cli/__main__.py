@@ -1,0 +1,5 @@
+"""`python -m jaxzero.cli`."""
+
+from jaxzero.cli import main
+
+main()
