@@ -1,6 +1,6 @@
 """A student 4 times smaller than the quickstart's model, about 160 K parameters.
 
-`jaxzero distill runs/quickstart --student configs/micro.py`; alone: `jaxzero train configs/micro.py`.
+`jaxzero distill RUN --student configs/micro.py`, or alone `jaxzero train configs/micro.py`.
 """
 
 import dataclasses

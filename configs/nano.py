@@ -1,6 +1,6 @@
 """A student 16 times smaller than the quickstart's model, about 40 K parameters.
 
-`jaxzero distill runs/quickstart --student configs/nano.py`; alone: `jaxzero train configs/nano.py`.
+`jaxzero distill RUN --student configs/nano.py`, or alone `jaxzero train configs/nano.py`.
 """
 
 import dataclasses

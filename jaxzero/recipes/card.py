@@ -61,7 +61,7 @@ trees = load_dataset("parquet", data_files="trees.parquet", split="train")
 `jaxzero verify FOLDER` reads all of it back and judges every path again.
 
 ## License
-Apache-2.0, as jaxzero. A run that began from imported weights carries their terms: change this line.
+Apache-2.0, as jaxzero. A run that began from imported weights carries their terms.
 """
 
 

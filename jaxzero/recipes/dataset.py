@@ -78,9 +78,8 @@ def export_data(run: PathLike, out: PathLike) -> Exported:
   with disk_errors(folder):
     try:
       temporary.mkdir(parents=True)
-      schemas = {
-        name: schema.with_metadata({_METADATA: _json(about)}) for name, schema in _schemas().items()
-      }
+      metadata = {_METADATA: json.dumps(about, sort_keys=True).encode()}
+      schemas = {name: schema.with_metadata(metadata) for name, schema in _schemas().items()}
       writers = {
         name: pq.ParquetWriter(temporary / f"{name}.parquet", schema, compression="zstd")
         for name, schema in schemas.items()
@@ -264,7 +263,7 @@ def _task_config(place: pathlib.Path, table: Any) -> TaskConfig:
     return from_dict(TaskConfig, about["task"])
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f"{place / 'paths.parquet'} does not say which task it is of ({error}); export the data again."
+      f"{place / 'paths.parquet'} does not say which task it is of ({error}); export it again."
     ) from error
 
 
@@ -320,7 +319,3 @@ def _pyarrow() -> tuple[Any, Any]:
   except ImportError as error:
     raise UserError("Parquet needs pyarrow: pip install 'jaxzero[data]'.") from error
   return pyarrow, pyarrow.parquet
-
-
-def _json(value: Any) -> bytes:
-  return json.dumps(value, sort_keys=True).encode()

@@ -82,8 +82,8 @@ def distill(
   same = tokenizer.fingerprint == source.fingerprint
   if config.soft and not same:
     raise UserError(
-      f"targets={config.targets} are over the teacher's {source.vocab_size} tokens, and the student "
-      f"has another tokenizer of {tokenizer.vocab_size}; use --targets paths."
+      f"targets={config.targets} are over the teacher's {source.vocab_size} tokens, and the "
+      f"student has another tokenizer of {tokenizer.vocab_size}; use --targets paths."
     )
   experiment = dataclasses.replace(
     teacher.experiment, model=student.model, mesh=student.mesh, supervised=student.supervised
@@ -116,8 +116,8 @@ def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
       if before[part].get(name) != value
     )
     raise UserError(
-      f"{run.folder} holds a student of other lessons (differs in {', '.join(different[:3])}); give "
-      "the same settings to continue it, or another --out folder."
+      f"{run.folder} holds a student of other lessons (differs in {', '.join(different[:3])}); "
+      "give the same settings to continue it, or another --out folder."
     )
 
 
@@ -146,8 +146,8 @@ def _teach(
   games = [game for game in games if len(game.prompt_tokens) + len(game.tokens) <= length]
   if config.supervised_share < 1 and not fitting:
     raise UserError(
-      f"none of the {len(episodes)} episodes of {teacher.folder} holds a right completion that fits "
-      f"{length} tokens; play more rounds, or take --supervised-share 1."
+      f"none of the {len(episodes)} episodes of {teacher.folder} holds a right completion that "
+      f"fits {length} tokens; play more rounds, or take --supervised-share 1."
     )
   lessons = Lessons(config, run.worked_examples, games, fitting, targets, length)
   params, step = _train(run, config, lessons)
