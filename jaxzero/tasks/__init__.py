@@ -1,10 +1,16 @@
 """Tasks: what is asked and how an answer is checked, one file per task."""
 
+from collections.abc import Callable
+
 from jaxzero.errors import UserError
+from jaxzero.tasks.arithmetic import Arithmetic
 from jaxzero.tasks.base import Task, TaskConfig
 from jaxzero.tasks.countdown import Countdown
 
-TASKS: dict[str, type[Countdown]] = {"countdown": Countdown}
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {
+  "arithmetic": Arithmetic,
+  "countdown": Countdown,
+}
 
 
 def make(config: TaskConfig) -> Task:

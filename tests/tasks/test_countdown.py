@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.tasks.base import SPLITS, TaskConfig
-from jaxzero.tasks.countdown import split_of
+from jaxzero.tasks.streams import split_of
 
 TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
 THREE = tasks.make(TaskConfig(numbers=3, max_number=9))
