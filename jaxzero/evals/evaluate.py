@@ -62,4 +62,18 @@ def evaluate(
     "step": step,
     "seed": seed,
     "verified_inside": hears_verifier(engine, strategy, verify_inside),
+    **_by_task(results),
   }, results
+
+
+def _by_task(results: Sequence[SearchResult]) -> dict[str, Any]:
+  """Accuracy task by task, where the problems are of a mixture."""
+  of_task: dict[str, list[bool]] = {}
+  for result in results:
+    if "task" in result.problem.meta:
+      of_task.setdefault(result.problem.meta["task"], []).append(result.right)
+  shares = {
+    name: {"problems": len(right), "solved": sum(right), "accuracy": sum(right) / len(right)}
+    for name, right in sorted(of_task.items())
+  }
+  return {"by_task": shares} if shares else {}

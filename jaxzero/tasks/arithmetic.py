@@ -45,6 +45,7 @@ class Arithmetic:
   name = "arithmetic"
   self_checkable = False
   symbols = ""
+  array_size = arithmetic_device.ARRAY_SIZE
 
   def __init__(self, config: TaskConfig):
     """Raises UserError if the settings are impossible."""

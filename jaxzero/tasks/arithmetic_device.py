@@ -40,7 +40,7 @@ class State(NamedTuple):
 
 
 SIZES = (1, MAX_NUMBERS, MAX_NUMBERS, 1, 1, 1, 1, 1, 1)  # of its fields
-_GIVEN = sum(SIZES[:4])
+ARRAY_SIZE = sum(SIZES[:4])  # of the fields that a problem gives
 
 
 class Automaton:
@@ -66,11 +66,11 @@ class Automaton:
 
   def lost(self, state: jax.Array) -> jax.Array:
     """Bool [...]: no continuation of what was read is right."""
-    return state[..., _GIVEN] == LOST
+    return state[..., ARRAY_SIZE] == LOST
 
   def right(self, state: jax.Array) -> jax.Array:
     """Bool [...]: what was read is a right completion, and whatever may follow its end token."""
-    return state[..., _GIVEN] == RIGHT
+    return state[..., ARRAY_SIZE] == RIGHT
 
   def _read(self, state: State, code: jax.Array) -> State:
     """The state after a character [..., 1]."""
@@ -119,7 +119,7 @@ class Automaton:
 
 def problem_array(numbers: tuple[int, ...], operators: str, key: str | None) -> np.ndarray:
   """int32 [14]: 1, the numbers, the operators' codes and the key; zeros if there is no key."""
-  array = np.zeros(_GIVEN, np.int32)
+  array = np.zeros(ARRAY_SIZE, np.int32)
   if key is not None:
     array[0], array[-1] = 1, int(key)
     array[1 : 1 + MAX_NUMBERS] = NONE

@@ -113,11 +113,13 @@ class Task(Protocol):
   Attributes:
     symbols: characters that the task's texts need as tokens of their own, beside those of
       arithmetic; see `Tokenizer.train`.
+    array_size: P of `problem_array`, the same for every problem.
   """
 
   name: str
   self_checkable: bool
   symbols: str
+  array_size: int
 
   def problem(self, split: str, seed: int, index: int) -> Problem:
     """Problem `index` of a split's endless stream; pure in its arguments, may repeat itself."""
@@ -152,7 +154,7 @@ class Task(Protocol):
     ...
 
   def problem_array(self, problem: Problem) -> np.ndarray:
-    """What `device_verifier` needs of a problem: int32 [P], the same P for every problem.
+    """What `device_verifier` needs of a problem: int32 [P].
 
     Without the key of a problem that needs one, the verifier calls nothing right, and lost only
     what cannot be a completion of any problem.

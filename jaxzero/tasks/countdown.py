@@ -33,6 +33,7 @@ class Countdown:
   name = "countdown"
   self_checkable = True
   symbols = ""
+  array_size = MAX_NUMBERS + 1
 
   def __init__(self, config: TaskConfig):
     """Raises UserError if the settings are impossible."""
