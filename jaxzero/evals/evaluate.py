@@ -30,7 +30,10 @@ def evaluate(
   temperature: float = 1.0,
   verify_inside: bool | None = None,
 ) -> tuple[dict[str, Any], list[SearchResult]]:
-  """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
+  """Runs a strategy over problems; returns DESIGN's `eval` object and the single results.
+
+  Of a mixture of tasks the object says `by_task`, too.
+  """
   begin = time.monotonic()
   results = search(
     engine,
@@ -62,18 +65,17 @@ def evaluate(
     "step": step,
     "seed": seed,
     "verified_inside": hears_verifier(engine, strategy, verify_inside),
-    **_by_task(results),
+    **({"by_task": shares} if (shares := by_task(results)) else {}),
   }, results
 
 
-def _by_task(results: Sequence[SearchResult]) -> dict[str, Any]:
-  """Accuracy task by task, where the problems are of a mixture."""
+def by_task(results: Sequence[SearchResult]) -> dict[str, dict[str, float]]:
+  """Problems, solved and accuracy of every task of a mixture; empty where there is one task."""
   of_task: dict[str, list[bool]] = {}
   for result in results:
     if "task" in result.problem.meta:
       of_task.setdefault(result.problem.meta["task"], []).append(result.right)
-  shares = {
+  return {
     name: {"problems": len(right), "solved": sum(right), "accuracy": sum(right) / len(right)}
     for name, right in sorted(of_task.items())
   }
-  return {"by_task": shares} if shares else {}

@@ -56,17 +56,12 @@ class Programs:
 
     def candidate(rng: np.random.Generator) -> Problem | None:
       inputs: Values = tuple(
-        tuple(rng.integers(0, config.max_number + 1, size=rng.integers(1, MAX_LENGTH)).tolist())
+        tuple(rng.integers(0, config.max_number + 1, size=rng.integers(1, 4)).tolist())
         for _ in range(MAX_EXAMPLES)
       )
-      values: Values | None = inputs
+      values = inputs
       for _ in range(rng.integers(1, config.numbers + 1)):
-        # Every operator is as likely as every other, whether it takes a digit or not.
-        op = str(rng.choice(list(language.ON_LISTS + language.WITH_DIGIT)))
-        digit = str(rng.integers(10)) if op in language.WITH_DIGIT else ""
-        values = language.after(digit + op, values)
-        if values is None:
-          return None
+        values = _longer(values, rng)
       if len(set(values)) == 1 or values == inputs or len(set(inputs)) < MAX_EXAMPLES:
         return None
       if any(abs(n) > config.max_target for value in values for n in _numbers(value)):
@@ -182,6 +177,17 @@ class Programs:
 def canonical(problem_id: str) -> str:
   """The examples in order: what makes two problems one for the splits."""
   return " ".join(sorted("=".join(example) for example in re.findall(_EXAMPLE, problem_id)))
+
+
+def _longer(values: Values, rng: np.random.Generator) -> Values:
+  """Values behind one more random piece, which has values and, if it can, changes them; every
+  operator is as likely as every other, whether it takes a digit or not."""
+  for op in rng.permutation(list(language.ON_LISTS + language.WITH_DIGIT)).tolist():
+    digit = str(rng.integers(10)) if op in language.WITH_DIGIT else ""
+    after = language.after(digit + op, values)
+    if after is not None and after != values:
+      return after
+  return values
 
 
 def _step(piece: str, values: Values) -> str:

@@ -42,7 +42,7 @@ def interpret(program, value):
     n = stack.pop() if char in "+-*TDF" else None
     (a,) = stack
     if char in "+-*":
-      ops = {"+": lambda b: b + n, "-": lambda b: b - n, "*": lambda b: b * n}
+      ops = {"+": lambda b, n=n: b + n, "-": lambda b, n=n: b - n, "*": lambda b, n=n: b * n}
       new = list(map(ops[char], a)) if isinstance(a, list) else ops[char](a)
     elif not isinstance(a, list) or (char == "M" and not a):
       return None
