@@ -66,8 +66,8 @@ class Gym:
   def parse(self, prompt: str) -> Problem:
     """Reads `gcd 760 368` and works out its key; UserError names what is wrong."""
     text = prompt.strip(" ")
-    key = None if self.self_checkable else self._work(text).answer
-    return Problem(id=text, prompt=text, key=key)
+    answer = self._work(text).answer
+    return Problem(id=text, prompt=text, key=None if self.self_checkable else answer)
 
   def verify(self, problem: Problem, answer: str, steps: Sequence[str] | None = None) -> Verdict:
     """Whether the answer is the right one, character by character, and so the steps, if given."""

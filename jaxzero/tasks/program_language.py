@@ -74,12 +74,12 @@ def run(program: str, inputs: Values, max_pieces: int) -> Values | None:
   if len(program) > 1 + 2 * max_pieces or not re.fullmatch(_PROGRAM, program):
     return None
   pieces = re.findall(_PIECE, program[1:])
+  if len(pieces) > max_pieces:
+    return None
   values: Values | None = inputs
   for piece in pieces:
-    values = after(piece, values)
-    if values is None:
-      return None
-  return values if len(pieces) <= max_pieces else None
+    values = None if values is None else after(piece, values)
+  return values
 
 
 _PIECE = f"[{ON_LISTS}]|[0-9][{re.escape(WITH_DIGIT)}]"

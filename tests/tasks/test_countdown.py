@@ -234,7 +234,7 @@ def test_impossible_requests_are_refused_in_one_sentence():
     TASK.problem("train", -1, 0)
   with pytest.raises(UserError, match="no solution"):
     TASK.worked_example(TASK.parse("1 1 1 1 = 99"))
-  with pytest.raises(UserError, match="the known ones are: countdown"):
+  with pytest.raises(UserError, match="the known ones are: arithmetic, countdown"):
     tasks.make(TaskConfig(name="chess"))
   for bad in [
     dict(numbers=1),

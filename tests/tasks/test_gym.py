@@ -134,14 +134,14 @@ def test_long_workings_are_refused_before_a_model_is_asked():
 def test_any_text_gets_a_verdict_in_time(name, text, other):
   task = tasks.make(TaskConfig(name=name))
   problem = task.parse(example(name))
-  begin = time.perf_counter()
+  begin = time.process_time()
   task.verify(problem, text, [other, text])
   task.verify(problem, other * 1000, [other * 1000])
   task.solvable(problem, text)
-  assert time.perf_counter() - begin < 0.1
+  assert time.process_time() - begin < 0.1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_the_automaton_agrees_on_right_mutated_and_random_completions(reader, data):
   problem = GCD.parse(data.draw(st.sampled_from(["gcd 760 368", "gcd 6 6", "gcd 1 999"])))

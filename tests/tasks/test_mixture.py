@@ -47,7 +47,7 @@ def test_the_strictest_member_decides_the_rights():
   assert TASK.symbols == MEMBERS[2].symbols
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_the_automaton_agrees_for_every_member(reader, data):
   problem = data.draw(st.sampled_from(PROBLEMS))

@@ -110,7 +110,7 @@ def test_streams_are_pure_and_splits_disjoint():
   assert canonical("(1)=2 (3)=4") == canonical("(3)=4 (1)=2")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_the_automaton_agrees_on_right_mutated_and_random_completions(reader, data):
   problem = data.draw(st.sampled_from(SOLVABLE))
@@ -158,10 +158,10 @@ def test_impossible_settings_are_refused(wrong):
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from(ALPHABET))), st.text())
 def test_any_text_gets_a_verdict_in_time(text, other):
-  begin = time.perf_counter()
+  begin = time.process_time()
   TASK.verify(PROBLEMS[0], text, [other, text])
   TASK.verify(PROBLEMS[0], "x" * 10_000 + text, [text * 1000])
-  assert time.perf_counter() - begin < 0.1
+  assert time.process_time() - begin < 0.1
   TASK.solvable(PROBLEMS[0], text)
   TASK.solvable(PROBLEMS[0], other)
 
