@@ -41,7 +41,8 @@ class Gym:
     self.self_checkable = self.problems_of.self_checkable
 
   def problem(self, split: str, seed: int, index: int) -> Problem:
-    """Problem `index` of the split's stream, pure in (split, seed, index).
+    """Problem `index` of the split's stream, pure in (split, seed, index); splits are disjoint by
+    the words and numbers of prompts, in any order.
 
     Raises:
       UserError: reasoning-gym is not installed.
@@ -57,7 +58,8 @@ class Gym:
       except UserError:  # an item of a form that is left out
         return None
 
-    return streams.draw(split, seed, index, candidate, lambda one: one.id, f"name={self.name}")
+    name = f"name={self.name}"
+    return streams.draw(split, seed, index, candidate, lambda one: canonical(one.id), name)
 
   def problems(self, split: str, seed: int, count: int) -> list[Problem]:
     """The first `count` distinct problems of the stream; UserError if it has not so many."""
@@ -109,6 +111,11 @@ class Gym:
 
   def _work(self, prompt: str) -> Completion:
     return _worked(self.name, prompt)
+
+
+def canonical(problem_id: str) -> str:
+  """The words and numbers in order: what makes two problems one for the splits."""
+  return " ".join(sorted(re.findall("-?[0-9]+|[a-z]+", problem_id)))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -50,8 +50,8 @@ def _euclid(a: int, b: int) -> tuple[int, list[str]]:
 
 
 def _sum(terms: str) -> Completion:
-  total, *rest = re.findall("[+-]?[0-9]+", terms)
-  total, steps = int(total), []
+  first, *rest = re.findall("[+-]?[0-9]+", terms)
+  total, steps = int(first), []
   for term in rest:
     result = total + int(term)
     steps.append(f"{total}{term}={result}")
@@ -60,11 +60,11 @@ def _sum(terms: str) -> Completion:
 
 
 def _product(a: str, b: str) -> Completion:
-  parts = [int(digit) * 10**i for i, digit in enumerate(reversed(b)) if digit != "0"] or [0]
-  products = [int(a) * part for part in reversed(parts)]
-  steps = [f"{a}*{part}={int(a) * part}" for part in reversed(parts)]
-  total = products[0]
-  for product in products[1:]:
+  digits = [int(digit) * 10**i for i, digit in enumerate(reversed(b)) if digit != "0"]
+  parts = [(part, int(a) * part) for part in reversed(digits or [0])]
+  steps = [f"{int(a)}*{part}={product}" for part, product in parts]
+  total = parts[0][1]
+  for _, product in parts[1:]:
     steps.append(f"{total}+{product}={total + product}")
     total += product
   return Completion(tuple(steps), str(total))

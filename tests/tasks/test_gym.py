@@ -14,6 +14,7 @@ from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.tasks import script_device
 from jaxzero.tasks.base import SPLITS, Completion, TaskConfig
+from jaxzero.tasks.gym import canonical
 from jaxzero.tasks.gym_problems import GYM_TASKS
 from jaxzero.tasks.streams import split_of
 from jaxzero.tasks.transcript import encode_completion, grade
@@ -95,8 +96,13 @@ def test_streams_are_pure_and_splits_disjoint(name):
   for split in SPLITS:
     problems = task.problems(split, 1, 8)
     assert problems == task.problems(split, 1, 8)
-    assert all(split_of(problem.id) == split for problem in problems)
+    assert all(split_of(canonical(problem.id)) == split for problem in problems)
     assert all(task.parse(problem.prompt) == problem for problem in problems)
+
+
+def test_the_order_of_operands_makes_no_new_problem_for_the_splits():
+  assert canonical("gcd 12 18") == canonical("gcd 18 12") != canonical("lcm 12 18")
+  assert canonical("sum 3+4-5") == canonical("sum 4+3-5") != canonical("sum 3+4+5")
 
 
 def test_prime_factors_multiply_to_the_number():
