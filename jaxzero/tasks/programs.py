@@ -145,14 +145,15 @@ class Programs:
 
   def _after_steps(self, inputs: Values, steps: Sequence[str]) -> Values | None:
     """The values behind steps in the canonical format; None if one is not legal."""
-    values: Values | None = inputs
     if len(steps) > self.config.numbers:
       return None
+    values = inputs
     for step in steps:
       piece = step.partition("=")[0]
-      values = language.after(piece, values) if piece in PIECES else None
-      if values is None or step != _step(piece, values):
+      after = language.after(piece, values) if piece in PIECES else None
+      if after is None or step != _step(piece, after):
         return None
+      values = after
     return values
 
   def _answer_extends(self, prefix: str, inputs: Values, outputs: Values) -> bool:
