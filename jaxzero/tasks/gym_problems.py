@@ -103,10 +103,10 @@ def _convert(digits: str, source: str, target: str) -> Completion | None:
       total = total * source_base + int(digit)
   answer, left = "" if value else "0", value
   while left:
-    quotient, digit = divmod(left, target_base)
+    quotient, rest = divmod(left, target_base)
     if target_base != 10:
-      steps.append(f"{left}={quotient}*{target_base}+{digit}")
-    answer, left = f"{digit}{answer}", quotient
+      steps.append(f"{left}={quotient}*{target_base}+{rest}")
+    answer, left = f"{rest}{answer}", quotient
   return Completion(tuple(steps), answer)
 
 
