@@ -30,9 +30,8 @@ from jaxzero.search import game as game_lib
 from jaxzero.search import lanes as lanes_lib
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
-from jaxzero.search.config import PATH_ORDERS, TreeConfig
+from jaxzero.search.config import PATH_ORDERS, Lanes, TreeConfig
 from jaxzero.search.expand import Weights
-from jaxzero.search.lanes import Lanes
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
 from jaxzero.tasks.transcript import encode_prompt
