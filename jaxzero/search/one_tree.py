@@ -22,7 +22,7 @@ def run(request: Request) -> list[SearchResult]:
 
 
 def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], list[Any]]:
-  """The results, and the trees of the first `keep_trees` problems, as `pool.think` gives them."""
+  """The results, and the records of the first `keep_trees` problems' trees."""
   if request.samples is not None:
     raise UserError(
       f"samples={request.samples} counts tries, and {request.strategy} grows one tree; leave it "
@@ -48,6 +48,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
       temperature=request.temperature,
       batch_size=request.batch_size,
       keep_trees=keep_trees,
+      compact=True,
       progress=progress.advance,
     )
   insight: Any = thinking.insight  # numpy
