@@ -17,6 +17,7 @@ from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import from_dict, load_experiment
 from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
 from jaxzero.search.request import SearchResult
 from jaxzero.search.strategies import search
@@ -77,6 +78,8 @@ class LoadedRun:
     seed: int = 0,
     choice: Choice = Choice(),
     samples: int | None = None,
+    lanes: Lanes = Lanes(),
+    accept: float | None = None,
   ) -> SearchResult:
     """Answers one problem, such as "2 5 6 = 32"; see `search` for what the words mean.
 
@@ -98,6 +101,8 @@ class LoadedRun:
       batch_size=1,
       choice=choice,
       samples=samples,
+      lanes=lanes,
+      accept=accept,
     )[0]
 
 

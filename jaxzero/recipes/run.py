@@ -310,7 +310,7 @@ class Run:
     texts = [problem.prompt for problem, _ in self.worked_texts]
     for _, completion in self.worked_texts:
       texts += [*completion.steps, completion.answer]
-    return Tokenizer.train(texts)
+    return Tokenizer.train(texts, symbols=self.task.symbols)
 
   def _check_sizes(self) -> None:
     """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""

@@ -32,7 +32,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
   # Few sizes of tree, so that budgets share compiled functions; the limit is the budget's own.
   capacity = max(64, 1 << (request.positions - 1).bit_length())
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-    jax.random.key(request.seed), np.arange(count)
+    jax.random.key(request.seed), request.key_numbers
   )
   with bar(f"{request.strategy}, budget {request.budget}", count, "problems") as progress:
     thinking = think(
@@ -40,7 +40,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
       request.params,
       request.asked,
       keys,
-      request.positions,
+      request.caps,
       request.settings.tree.along_paths(request.order, capacity),
       request.inside,
       # Sampling is noise from the root down; the other orders take what looks best.
