@@ -23,7 +23,7 @@ from jaxzero.search.request import SearchResult
 from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
-STAGES = ("pretrain", "self_play", "control")
+STAGES = ("pretrain", "self_play", "control", "distill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
 
   Args:
     folder: the run.
-    stage: `pretrain` (its best), `self_play` or `control`; default: the furthest one.
+    stage: `pretrain` (its best), `self_play`, `control` or `distill`; default: the furthest one.
 
   Raises:
     UserError: no run there, no checkpoint yet, or a damaged one.
@@ -123,7 +123,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
   # A run made on a pod's mesh loads on one machine: all its devices become data shards.
   mesh = make_mesh(dataclasses.replace(experiment.mesh, data=0, fsdp=1, tensor=1))
   tokenizer = Tokenizer.load(place / "tokenizer")
-  names = (stage,) if stage else ("self_play", "pretrain")
+  names = (stage,) if stage else ("self_play", "distill", "pretrain")
   for name in names:
     checkpoints = Checkpoints(place / "checkpoints" / name)
     step = checkpoints.latest if name == "self_play" else checkpoints.best()
