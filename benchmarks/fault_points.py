@@ -149,9 +149,9 @@ def drill(folder: pathlib.Path, acknowledged: pathlib.Path) -> None:
 
   Every episode and checkpoint is entered in `acknowledged` once the run says that it is safe.
   """
-  from jaxzero.recipes import improve, stages
   from jaxzero.checkpoints import Checkpoints
   from jaxzero.parallel import preemption
+  from jaxzero.recipes import improve, stages
   from jaxzero.recipes.run import Run
   from jaxzero.selfplay.replay import ReplayStore
 

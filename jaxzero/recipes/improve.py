@@ -49,7 +49,8 @@ def improve(run: Run, start: Params, max_flops: float | None = None) -> Params:
     config.steps_per_round if config.restart else last_step,
     config.micro_batches,
   )
-  base = jax.tree.map(lambda x: x.copy(), start)
+  # Train steps give up what they move.
+  base = _copy(start) if config.loss.kl_weight or config.restart else None
   reference = base if config.loss.kl_weight else None
   state = trainer.fresh_optimizer(start)
   steps = Steps(run, "self_play", "learn", trainer, state, config.batch_size)
@@ -69,7 +70,7 @@ def improve(run: Run, start: Params, max_flops: float | None = None) -> Params:
       if steps.step % config.steps_per_round == 0:
         played = play(run, store, steps.state.params, round, steps.step)
         if config.restart:
-          steps.state = trainer.fresh_optimizer(jax.tree.map(lambda x: x.copy(), base))
+          steps.state = trainer.fresh_optimizer(_copy(base))
       batches = rules.learning(run, store, round)
       until = (round + 1) * config.steps_per_round
       metrics = steps.advance(until, batches.batch, reference, played=played)
@@ -84,6 +85,10 @@ def improve(run: Run, start: Params, max_flops: float | None = None) -> Params:
       steps.save()
       run.stop_point(f"step {steps.step} of self_play")
   return steps.state.params
+
+
+def _copy(params: Params | None) -> Params:
+  return jax.tree.map(lambda x: x.copy(), params)
 
 
 def _improving(run: Run) -> float:

@@ -1,7 +1,7 @@
-"""The supervised stages of a run, training and its longer-trained control, and what all stages share.
+"""The supervised stages of a run, training and its longer-trained control; what all stages share.
 
-Each stage goes on from its newest good checkpoint, and its data order depends on (seed, step) alone,
-so a killed run ends in the same bits as one that was never killed.
+Each stage goes on from its newest good checkpoint, and its data order depends on (seed, step)
+alone, so a killed run ends in the same bits as one that was never killed.
 """
 
 from __future__ import annotations

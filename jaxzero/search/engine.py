@@ -25,6 +25,7 @@ from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
+from jaxzero.search import game as game_lib
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
 from jaxzero.search.config import PATH_ORDERS, TreeConfig
@@ -53,6 +54,7 @@ class Engine:
     self._verifier = task.device_verifier(tokenizer)
     self.gather = gatherer(model, tokenizer.vocab_size, mesh)
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
+    self._foresee = jax.jit(self._on_mesh(self._foresee_shard))
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
     """Prompts of up to `rows` problems as padded host arrays; rows beyond them are empty."""
@@ -94,6 +96,14 @@ class Engine:
     """
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
     return fetch(self._decode(params, arrays, np.float32(temperature), np.bool_(verify_inside)))
+
+  def foresee(self, params: Params, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model says where a prompt ends, before any thinking, on every process.
+
+    Returns:
+      value [B] float32, P(right), and logits [B, V] float32, log-probabilities of the first token.
+    """
+    return fetch(self._foresee(params, shard_batch(self.mesh, batch)))
 
   def play(
     self,
@@ -256,6 +266,18 @@ class Engine:
       "value": game.value,
       "positions": jnp.broadcast_to(steps, finished.shape),
     }
+
+  def _foresee_shard(self, params, batch):
+    model = bind(self.model, self.tokenizer.vocab_size, params)
+    game = game_lib.start(
+      model,
+      model.unstack(),
+      batch["prompts"],
+      batch["prompt_length"],
+      self.judge(batch["facts"]),
+      max_tokens=0,
+    )
+    return game.value, game.logits
 
   def _on_mesh(self, function):
     """Runs function(params, batch, *scalars) per shard of the batch, without communication."""
