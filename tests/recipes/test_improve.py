@@ -54,7 +54,7 @@ def experiment(rule, **improvement):
     improve=dataclasses.replace(
       SMOKE.improve,
       rule=rule,
-      rounds=40,
+      rounds=200,
       steps_per_round=STEPS,
       batch_size=16,
       optimizer=OptimizerConfig(learning_rate=1e-2),
@@ -80,7 +80,7 @@ def improved(quick_compiles, mesh1, tmp_path_factory):
       )  # fmt: skip
       examples = Examples(run.worked_examples, run.experiment.context, 1, 0)
       state = made.init(jax.random.key(0))
-      for step in range(120):
+      for step in range(config.rounds * STEPS):
         state, _ = made.train_step(state, shard_batch(mesh1, examples.batch(step, 16)), None)
     return jax.device_get(state.params)
 
