@@ -1,5 +1,6 @@
 """The one training batch: hard targets (text to imitate), soft targets (a search's improved
-policy) and outcomes, each with weights of its own, so that any mixture is one batch."""
+policy), advantages (samples to make likelier or less so) and outcomes, each with weights of its
+own, so that any mixture is one batch."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ class Batch:
   soft_weight: jax.Array  # [B, T] float32
   outcome: jax.Array  # [B] float32, 1 for right
   value_weight: jax.Array  # [B, T] float32
+  advantage: jax.Array  # [B, T] float32, of having drawn tokens[t + 1] at t; 0: not learned from
+  old_log_p: jax.Array  # [B, T] float32, log p(tokens[t + 1]) of the policy that drew it
 
 
 def empty(rows: int, length: int, num_candidates: int) -> dict[str, np.ndarray]:
@@ -38,6 +41,8 @@ def empty(rows: int, length: int, num_candidates: int) -> dict[str, np.ndarray]:
     "soft_weight": np.zeros((rows, length), np.float32),
     "outcome": np.zeros(rows, np.float32),
     "value_weight": np.zeros((rows, length), np.float32),
+    "advantage": np.zeros((rows, length), np.float32),
+    "old_log_p": np.zeros((rows, length), np.float32),
   }
 
 

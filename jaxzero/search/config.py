@@ -41,6 +41,9 @@ class TreeConfig:
   num_simulations: int = 96
   num_nodes: int = 0
   """Nodes (tokens) that a tree may hold; 0: as many as simulations."""
+  num_samples: int = 0
+  """shared_samples: samples that a tree draws to their ends, right or wrong; 0: as many as its
+  nodes allow."""
   num_candidates: int = 16
   """A: tokens offered at each node."""
   max_considered: int = 16
@@ -131,6 +134,11 @@ class TreeConfig:
     for name, most in _RANGES.items():
       if not 0.0 <= getattr(self, name) <= most:
         raise UserError(f"{name}={getattr(self, name)} must lie between 0 and {most:g}.")
+    if not 0 <= self.num_samples <= (65_536 if self.order == "shared_samples" else 0):
+      raise UserError(
+        f"num_samples={self.num_samples} must lie in 0..65536 with order=shared_samples, and be 0 "
+        f"with order={self.order}."
+      )
     if self.max_run < 1:
       raise UserError(f"max_run={self.max_run} must be at least 1.")
     plain = self.max_run == 1 and not self.rollout

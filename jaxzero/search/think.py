@@ -135,7 +135,7 @@ def expedition(
     network=TreeCache(model, layers, game),
     rules=rules_of(verifier, end_id, verify_inside),
     weights=weights,
-    stop_when_found=verify_inside,
+    stop_when_found=verify_inside and not config.num_samples,
   )
 
 

@@ -13,8 +13,9 @@ import pytest
 
 import jaxzero
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.rules import unsolved
 from jaxzero.recipes.run import Run, config_dict, from_dict, load_experiment
-from jaxzero.recipes.stages import train_flops, unsolved
+from jaxzero.recipes.steps import train_flops
 from jaxzero.selfplay.episode import validate
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.tasks.transcript import grade
