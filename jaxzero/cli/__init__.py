@@ -16,6 +16,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
 
   learn    quickstart                    from random weights to a model that taught itself
            train CONFIG.py               the same stages with a config of your own
+           prm RUN                       train and grade a process reward model
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
@@ -26,6 +27,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
 _FUNCTIONS = {
   "quickstart": "learn.quickstart",
   "train": "learn.train",
+  "prm": "prm.prm",
   "solve": "think.solve",
   "eval": "think.evaluate",
   "report": "look.report",

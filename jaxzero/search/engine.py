@@ -25,6 +25,7 @@ from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
+from jaxzero.search import game as game_lib
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
 from jaxzero.search.config import PATH_ORDERS, TreeConfig
@@ -94,6 +95,29 @@ class Engine:
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
     return fetch(self._decode(params, arrays, np.float32(temperature), np.bool_(verify_inside)))
 
+  def roll_out(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    count: int,
+    verify_inside: bool,
+  ) -> dict[str, np.ndarray]:
+    """`count` completions sampled from each prefix.
+
+    Args:
+      batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
+      keys: [B] typed keys; sample i of a row folds i in.
+      verify_inside: a completion ends where the verifier knows that it is lost.
+
+    Returns:
+      host arrays: completion [B, count, max_tokens], length and right [B, count], lost [B] (what
+      the verifier says of the prefix) and the scalar `positions`, of all rows together.
+    """
+    arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
+    out = fetch(self._roll_out(count)(params, arrays, np.bool_(verify_inside)))
+    return {**out, "positions": out["positions"].sum()}
+
   def play(
     self,
     params: Params,
@@ -140,6 +164,43 @@ class Engine:
     return (self.tokenizer.step_id, self.tokenizer.end_think_id)
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
+  def _roll_out(self, count: int):
+    def shard(params, batch, verify_inside):
+      model = bind(self.model, self.tokenizer.vocab_size, params)
+      layers, verifier, end_id = model.unstack(), self._verifier, self.tokenizer.end_id
+      prefix = game_lib.resume(
+        model,
+        layers,
+        batch["prompts"],
+        batch["prompt_length"],
+        batch["completion"],
+        batch["length"],
+        self.judge(batch["facts"]),
+        verifier,
+      )
+      B, C = prefix.completion.shape
+      ended = jnp.any((prefix.completion == end_id) & (jnp.arange(C) < prefix.length[:, None]), 1)
+      lost = verifier.lost(prefix.judge)
+      over = ended | (lost & verify_inside) | (prefix.length == C)
+      goes_on = (prefix.prompt_length > 0) & ~over
+      keys = jax.vmap(
+        lambda key: jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
+      )(jax.random.wrap_key_data(batch["keys"]))
+      game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, goes_on))
+      game, _, steps = play_lib.decode(
+        model, layers, game, moving, keys.reshape(-1), 1.0, verify_inside, end_id, verifier
+      )
+      return {
+        "completion": game.completion.reshape(B, count, C),
+        "length": game.length.reshape(B, count),
+        "right": verifier.right(game.judge).reshape(B, count),
+        "lost": lost,
+        "positions": jnp.broadcast_to(batch["prompts"].shape[1] + C + count * steps, (B,)),
+      }
+
+    return jax.jit(self._on_mesh(shard))
+
+  @functools.lru_cache(maxsize=32)  # noqa: B019
   def _play(
     self,
     config: PlayConfig,
@@ -233,16 +294,17 @@ class Engine:
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
     model = bind(self.model, self.tokenizer.vocab_size, params)
+    layers, lengths = model.unstack(), batch["prompt_length"]
+    judge = self.judge(batch["facts"])
+    game = game_lib.start(model, layers, batch["prompts"], lengths, judge, self.max_tokens)
     game, finished, steps = play_lib.decode(
       model,
-      model.unstack(),
-      batch["prompts"],
-      batch["prompt_length"],
-      self.judge(batch["facts"]),
+      layers,
+      game,
+      lengths > 0,
       jax.random.wrap_key_data(batch["keys"]),
       temperature,
       verify_inside,
-      self.max_tokens,
       self.tokenizer.end_id,
       self._verifier,
     )
