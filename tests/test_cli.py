@@ -79,7 +79,6 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["quickstart", "--model.remat", "all", "--run", "NEW"], "remat='all'"),
     (["quickstart", "--supervised.batch-size", "0", "--run", "NEW"], "batch"),
     (["quickstart", "--improve.micro-batches", "3", "--run", "NEW"], "micro-batches=3"),
-    (["quickstart", "--self-play.keep-trees", "9999", "--run", "NEW"], "keep_trees=9999"),
     (["quickstart", "--max-prompt", "8", "--run", "NEW"], "max-prompt=8"),
     (["quickstart", "--self-play.play.tree.num-candidates", "999", "--run", "NEW"], "999"),
     (["quickstart", "--evaluation.tree.num-simulations", "0", "--run", "NEW"], "simulations"),

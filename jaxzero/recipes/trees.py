@@ -11,7 +11,7 @@ from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params
 from jaxzero.search.config import PATH_ORDERS
 from jaxzero.search.pool import think
-from jaxzero.search.record import to_dict
+from jaxzero.search.record import to_dict, trim
 from jaxzero.tasks.transcript import parse_completion
 
 BUDGET = 128
@@ -33,7 +33,16 @@ def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
   order = tree_config.order if tree_config.order in PATH_ORDERS else "guided"
   config = tree_config.along_paths(order, BUDGET)
   thinking = think(
-    engine, params, problems, keys, BUDGET, config, inside, batch_size=count, keep_trees=count
+    engine,
+    params,
+    problems,
+    keys,
+    BUDGET,
+    config,
+    inside,
+    batch_size=count,
+    keep_trees=count,
+    compact=True,
   )
   trees = []
   for i, problem in enumerate(problems):
@@ -41,7 +50,7 @@ def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
     completion, _ = parse_completion(engine.tokenizer, tokens)
     trees.append(
       {
-        **to_dict(thinking.trees[i], [], engine.tokenizer, problem.prompt, tokens[0]),
+        **to_dict(trim(thinking.trees[i]), engine.tokenizer, problem.prompt, tokens[0]),
         "answer": completion.answer,
         "thinking": " ; ".join(completion.steps),
         "correct": right,
