@@ -20,10 +20,11 @@ import jax
 import numpy as np
 
 from jaxzero.errors import UserError
-from jaxzero.files import PathLike, read_bytes, write_atomic
+from jaxzero.files import PathLike, as_path, make_folder, read_bytes, write_atomic
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
 from jaxzero.search.engine import Engine
+from jaxzero.search.record import NO_END, path_to
 from jaxzero.selfplay.episode import Episode
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import encode_prompt, grade
@@ -53,6 +54,7 @@ class StepLabels:
     """Writes one npz file, whole or not at all."""
     data = io.BytesIO()
     np.savez_compressed(data, **vars(self))
+    make_folder(as_path(path).parent)
     write_atomic(path, data.getvalue())
 
   @classmethod
@@ -79,9 +81,11 @@ def step_ends(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
 
 
 def completions_of(episode: Episode) -> list[Tokens]:
-  """The game as played and the solution that the search found, if it is another one."""
-  texts = (tuple(episode.tokens.tolist()), tuple(episode.harvested.tolist()))
-  return [text for text in dict.fromkeys(texts) if text]
+  """The game as played, and whatever else its search tree brought to an end, right or wrong."""
+  tree = episode.tree
+  ends = np.flatnonzero(tree.verdict != NO_END).tolist()
+  texts = [tuple(tree.token[path_to(tree, end)].tolist()) for end in ends]
+  return list(dict.fromkeys([tuple(episode.tokens.tolist()), *texts]))
 
 
 def label(
