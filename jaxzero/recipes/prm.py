@@ -43,8 +43,8 @@ class PrmConfig:
   """Training problems whose steps are labelled: those of the newest games first."""
   rollouts: int = 8
   """Completions sampled from a prefix to label it."""
-  samples: int = 4
-  """Of the completions sampled from a bare prompt, so many are labelled beside the stored games."""
+  samples: int = 16
+  """Completions sampled from a bare prompt, whose steps are labelled beside those of stored games."""
   steps: int = 2000
   batch_size: int = 64
   text_weight: float = 0.0
@@ -68,8 +68,6 @@ class PrmConfig:
     for name in ("problems", "rollouts", "samples", "steps", "batch_size", "evaluate_every"):
       if getattr(self, name) < 1:
         raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} must be at least 1.")
-    if self.samples > self.rollouts:
-      raise UserError(f"--samples={self.samples} must be at most --rollouts={self.rollouts}.")
     if min(self.validation_problems, self.grade_problems, self.grade_samples) < 1:
       raise UserError(
         f"--validation-problems={self.validation_problems}, --grade-problems={self.grade_problems} "

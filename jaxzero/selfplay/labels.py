@@ -94,7 +94,7 @@ def label(
   given: Sequence[tuple[Problem, Sequence[Tokens]]],
   labeller: str = "samples",
   rollouts: int = 8,
-  samples: int = 4,
+  samples: int = 16,
   seed: int = 0,
   batch_size: int = 64,
   progress: Callable[[], Any] = lambda: None,
@@ -104,8 +104,8 @@ def label(
   Args:
     params: the policy's, gathered or not.
     given: problems, with completions of each (stored games); none is needed.
-    rollouts: K, completions sampled from a prefix.
-    samples: of the K completions of each bare prompt, so many are labelled like given ones.
+    rollouts: K, completions sampled from each prefix of a step or more.
+    samples: completions sampled from each bare prompt; they are labelled like given ones.
     batch_size: prefixes that are rolled out together.
     progress: called between batches.
 
@@ -118,14 +118,14 @@ def label(
   """
   if labeller not in LABELLERS:
     raise UserError(f"labeller {labeller!r} is unknown; choose one of {', '.join(LABELLERS)}.")
-  if not 1 <= samples <= rollouts:
-    raise UserError(f"samples={samples} must lie between 1 and rollouts={rollouts}.")
+  if min(rollouts, samples) < 1:
+    raise UserError(f"rollouts={rollouts} and samples={samples} must be at least 1.")
   tried = Tried(engine, params, rollouts, seed, batch_size, progress)
   # To their very end, as at test time: what follows an error must be seen, too.
-  tried.measure([(problem, ()) for problem, _ in given], verify_inside=False)
+  tried.measure([(problem, ()) for problem, _ in given], samples, verify_inside=False)
   chosen: dict[Prefix, None] = {}
   for problem, texts in given:
-    fresh = tried.sampled[problem, ()][:samples]
+    fresh = tried.sampled[problem, ()]
     chosen |= dict.fromkeys((problem, text) for text in (*texts, *fresh))
   if labeller == "samples":
     tried.measure(prefix for one in chosen for prefix in tried.prefixes(*one))
@@ -133,7 +133,8 @@ def label(
   else:
     guesses = _bisected(tried, list(chosen))
   asked = {prefix for one in chosen for prefix in tried.prefixes(*one)}
-  cost = {**tried.cost, "rollouts_exhaustive": float(len(asked) * rollouts)}
+  exhaustive = len(given) * samples + (len(asked) - len(given)) * rollouts
+  cost = {**tried.cost, "rollouts_exhaustive": float(exhaustive)}
   everything = chosen | dict.fromkeys(
     (problem, text) for (problem, _), texts in tried.sampled.items() for text in texts
   )
@@ -215,22 +216,26 @@ class Tried:
       self._verdicts[completion] = verdict.right
     return self._verdicts[completion]
 
-  def measure(self, prefixes: Iterable[Prefix], verify_inside: bool = True) -> None:
-    """Samples K completions from each of them that has none yet.
+  def measure(
+    self, prefixes: Iterable[Prefix], count: int | None = None, verify_inside: bool = True
+  ) -> None:
+    """Samples completions from each of them that has none yet.
 
+    count: how many from each; default: K.
     verify_inside: a completion ends where the verifier, reading along, knows that it is lost.
     """
     new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.sampled]
+    count = count or self.rollouts
     # Rows of one batch wait for each other, so those of like length go together.
     new.sort(key=lambda prefix: len(prefix[1]))
-    with bar("sampling completions", len(new) * self.rollouts, "rollouts") as shown:
+    with bar("sampling completions", len(new) * count, "rollouts") as shown:
       for begin in range(0, len(new), self.rows):
         some = new[begin : begin + self.rows]
-        self._roll_out(some, verify_inside)
-        shown.advance(len(some) * self.rollouts)
+        self._roll_out(some, count, verify_inside)
+        shown.advance(len(some) * count)
         self.progress()
 
-  def _roll_out(self, prefixes: list[Prefix], verify_inside: bool) -> None:
+  def _roll_out(self, prefixes: list[Prefix], count: int, verify_inside: bool) -> None:
     engine = self.engine
     batch = engine.encode([problem for problem, _ in prefixes], self.rows)
     batch["completion"] = np.zeros((self.rows, engine.max_tokens), np.int32)
@@ -241,7 +246,7 @@ class Tried:
     # Keys by the order of asking, which is a function of the seed and the problems alone.
     numbers = np.arange(self.rows) + len(self.sampled)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, numbers)
-    out = engine.roll_out(self.params, batch, keys, self.rollouts, verify_inside)
+    out = engine.roll_out(self.params, batch, keys, count, verify_inside)
     written = (out["length"] - batch["length"][:, None])[: len(prefixes)]
     self.cost["rollouts"] += written.size
     self.cost["forward_tokens"] += float(written.sum())
