@@ -26,12 +26,24 @@ class LabelledSteps:
 
   Args:
     length: the model's context.
+    token_weight: of the labels inside of steps, where the next step end's holds, too; those of step
+      ends weigh 1.
     with_text: right completions are text to imitate, too.
   """
 
-  def __init__(self, labels: StepLabels, length: int, seed: int, with_text: bool):
+  def __init__(
+    self, labels: StepLabels, length: int, seed: int, token_weight: float, with_text: bool
+  ):
     self.labels, self.length, self.seed, self.with_text = labels, length, seed, with_text
     self._epoch, self._order = -1, np.arange(0)
+    ends = np.isfinite(labels.success)
+    columns = np.where(ends, np.arange(ends.shape[1]), ends.shape[1])
+    following = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
+    # Behind the last step end of a row nothing is known.
+    padded = np.pad(np.nan_to_num(labels.success), ((0, 0), (0, 1)))
+    self._targets = np.take_along_axis(padded, following, axis=1)
+    is_known = following < ends.shape[1]
+    self._weights = np.where(ends, 1.0, token_weight * is_known).astype(np.float32)
 
   def batch(self, step: int, batch_size: int, rows: Sequence[int] | np.ndarray) -> Batch:
     """These rows of step `step`'s batch, as host arrays [len(rows), ...]."""
@@ -53,9 +65,8 @@ class LabelledSteps:
     P, C = int(labels.prompt_length[row]), int(labels.length[row])
     text_weight = float(self.with_text and labels.right[row])
     batch_lib.put_text(arrays, i, labels.prompts[row, :P], labels.tokens[row, :C], text_weight)
-    success = labels.success[row, : C + 1]
-    arrays["value_target"][i, P - 1 : P + C] = np.nan_to_num(success)
-    arrays["value_weight"][i, P - 1 : P + C] = np.isfinite(success)
+    arrays["value_target"][i, P - 1 : P + C] = self._targets[row, : C + 1]
+    arrays["value_weight"][i, P - 1 : P + C] = self._weights[row, : C + 1]
 
 
 class StepScorer:

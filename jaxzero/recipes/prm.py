@@ -44,11 +44,14 @@ class PrmConfig:
   rollouts: int = 8
   """Completions sampled from a prefix to label it."""
   samples: int = 16
-  """Completions sampled from a bare prompt, whose steps are labelled beside those of stored games."""
+  """Completions sampled from a bare prompt; their steps are labelled as those of stored games."""
   steps: int = 2000
   batch_size: int = 64
-  text_weight: float = 0.0
-  """Weight of the language model's loss on right completions, beside the labels'."""
+  token_weight: float = 1.0
+  """Weight of the labels inside of steps, where the next step end's holds; step ends weigh 1."""
+  text_weight: float = 1.0
+  """Weight of the language model's loss on right completions, beside the labels'. This and
+  `token_weight` help a verifier to generalise (Cobbe et al. 2021, section 4.3)."""
   optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
   evaluate_every: int = 250
   """Steps between validations; each also saves a checkpoint, and the best one counts."""
@@ -73,8 +76,10 @@ class PrmConfig:
         f"--validation-problems={self.validation_problems}, --grade-problems={self.grade_problems} "
         f"and --grade-samples={self.grade_samples} must be at least 1."
       )
-    if not 0.0 <= self.text_weight <= 100.0:
-      raise UserError(f"--text-weight={self.text_weight} must lie between 0 and 100.")
+    for name in ("text_weight", "token_weight"):
+      if not 0.0 <= getattr(self, name) <= 100.0:
+        option = name.replace("_", "-")
+        raise UserError(f"--{option}={getattr(self, name)} must lie between 0 and 100.")
     if not 0 <= self.seed <= 10**8:
       raise UserError(f"--seed={self.seed} must lie in 0..{10**8}.")
     self.optimizer.check()
@@ -183,7 +188,9 @@ def fit(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
   trainer = Trainer(experiment.model, vocab_size, config.optimizer, loss, run.mesh, config.steps)
   labels, held_out = (StepLabels.load(run.folder / path) for path in (LABELS, VALIDATION_LABELS))
   seed = experiment.seed + 1000 * config.seed
-  examples = LabelledSteps(labels, experiment.context, seed, config.text_weight > 0)
+  examples = LabelledSteps(
+    labels, experiment.context, seed, config.token_weight, config.text_weight > 0
+  )
   scorer = StepScorer(experiment.model, vocab_size, run.mesh)
   state = trainer.fresh_optimizer(jax.tree.map(lambda x: x.copy(), policy))
   steps = Steps(run, "prm", "prm", trainer, state, config.batch_size, keep_best=True)

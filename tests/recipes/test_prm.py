@@ -86,13 +86,30 @@ def test_labels_stand_where_steps_end_on_problems_of_their_own_split(made):
 def test_batches_are_rows_of_the_labels_and_each_comes_once_an_epoch(made):
   labels = StepLabels.load(made[0] / LABELS)
   n, context = len(labels), labels.prompts.shape[1] + labels.tokens.shape[1]
-  examples = LabelledSteps(labels, context, seed=0, with_text=True)
+  examples = LabelledSteps(labels, context, seed=0, token_weight=0.0, with_text=True)
   batch = examples.batch(0, n, range(n))
   assert batch.value_weight.sum() == np.isfinite(labels.success).sum()
   np.testing.assert_allclose(batch.value_target.sum(), np.nansum(labels.success), rtol=1e-5)
   assert batch.hard_weight.sum() == labels.length[labels.right].sum()
   some = examples.batch(0, n, [5, 7])
   np.testing.assert_array_equal(some.tokens, batch.tokens[[5, 7]])
+
+
+def test_inside_of_a_step_the_label_of_its_end_holds(made):
+  labels = StepLabels.load(made[0] / LABELS)
+  n, context = len(labels), labels.prompts.shape[1] + labels.tokens.shape[1]
+  ends, every = (
+    LabelledSteps(labels, context, 0, weight, False).batch(0, n, range(n)) for weight in (0, 0.25)
+  )
+  for row in range(n):
+    label, weight = 0.0, 0.0
+    for t in reversed(range(context)):
+      if ends.value_weight[row, t]:
+        label, weight = ends.value_target[row, t], 0.25
+        assert every.value_weight[row, t] == 1.0
+      elif t < ends.length[row] - 1 and t >= np.argmax(ends.value_weight[row]):
+        assert every.value_weight[row, t] == weight
+      assert not every.value_weight[row, t] or every.value_target[row, t] == label
 
 
 def test_the_books_hold_the_prm_beside_the_story(made, smoke_run):
