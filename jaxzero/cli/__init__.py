@@ -17,6 +17,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   learn    quickstart                    from random weights to a model that taught itself
            train CONFIG.py               the same stages with a config of your own
            distill RUN --student C.py    a smaller model from a run's data set
+           prm RUN                       train and grade a process reward model
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
@@ -29,6 +30,7 @@ _FUNCTIONS = {
   "quickstart": "learn.quickstart",
   "train": "learn.train",
   "distill": "distill.distill",
+  "prm": "prm.prm",
   "solve": "think.solve",
   "eval": "think.evaluate",
   "report": "look.report",

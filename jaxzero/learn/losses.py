@@ -69,9 +69,9 @@ def _normalizer(logits: jax.Array) -> jax.Array:
 
 
 def value_cross_entropy(value_logits: jax.Array, batch: Batch) -> jax.Array:
-  """Sum of weight * binary cross-entropy of P(right) to the outcome of the episode as played."""
-  outcome = batch.outcome[:, None]
-  losses = -outcome * jax.nn.log_sigmoid(value_logits) - (1 - outcome) * jax.nn.log_sigmoid(
+  """Sum of weight * binary cross-entropy of P(right) to its target, an outcome or a share."""
+  target = batch.value_target
+  losses = -target * jax.nn.log_sigmoid(value_logits) - (1 - target) * jax.nn.log_sigmoid(
     -value_logits
   )
   return jnp.sum(batch.value_weight * losses)

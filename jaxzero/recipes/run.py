@@ -233,8 +233,11 @@ class Run:
       self._lock.check()
     if self.metrics != self._rows_on_disk[: len(self.metrics)]:
       write_jsonl(self.folder / "metrics.jsonl", self.metrics)
-    self._tensorboard.update(self.metrics)
-    write_json(self.folder / "ledger.json", self.ledger)
+      self._tensorboard.update(self.metrics)
+    # A job beside the story (`jaxzero prm`) and the story keep each other's entries.
+    path = self.folder / "ledger.json"
+    others = json.loads(read_bytes(path)) if path.exists() else {}
+    write_json(path, {**others, **self.ledger})
 
   def rewind(self, meta: dict[str, Any]) -> None:
     """Puts metrics, ledger and the stage's clock to where they stood when `commit` said this."""

@@ -168,6 +168,29 @@ class Engine:
       )
     )
 
+  def roll_out(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    count: int,
+    verify_inside: bool,
+  ) -> dict[str, np.ndarray]:
+    """`count` completions sampled from each prefix.
+
+    Args:
+      batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
+      keys: [B] typed keys; sample i of a row folds i in.
+      verify_inside: a completion ends where the verifier knows that it is lost.
+
+    Returns:
+      host arrays: completion [B, count, max_tokens], length and right [B, count], lost [B] (what
+      the verifier says of the prefix) and the scalar `positions`, of all rows together.
+    """
+    arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
+    out = fetch(self._roll_out(count)(params, arrays, np.bool_(verify_inside)))
+    return {**out, "positions": out["positions"].sum()}
+
   def play(
     self,
     params: Params,
@@ -229,6 +252,43 @@ class Engine:
     return lambda params: {"policy": policy(params["policy"]), "prm": prm(params["prm"])}
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
+  def _roll_out(self, count: int):
+    def shard(params, batch, verify_inside):
+      model = self._bind(params)
+      layers, verifier, end_id = model.unstack(), self._verifier, self.tokenizer.end_id
+      prefix = game_lib.resume(
+        model,
+        layers,
+        batch["prompts"],
+        batch["prompt_length"],
+        batch["completion"],
+        batch["length"],
+        self.judge(batch["facts"]),
+        verifier,
+      )
+      B, C = prefix.completion.shape
+      ended = jnp.any((prefix.completion == end_id) & (jnp.arange(C) < prefix.length[:, None]), 1)
+      lost = verifier.lost(prefix.judge)
+      over = ended | (lost & verify_inside) | (prefix.length == C)
+      goes_on = (prefix.prompt_length > 0) & ~over
+      keys = jax.vmap(
+        lambda key: jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
+      )(jax.random.wrap_key_data(batch["keys"]))
+      game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, goes_on))
+      game, _, steps = play_lib.decode(
+        model, layers, game, moving, keys.reshape(-1), 1.0, verify_inside, end_id, verifier
+      )
+      return {
+        "completion": game.completion.reshape(B, count, C),
+        "length": game.length.reshape(B, count),
+        "right": verifier.right(game.judge).reshape(B, count),
+        "lost": lost,
+        "positions": jnp.broadcast_to(batch["prompts"].shape[1] + C + count * steps, (B,)),
+      }
+
+    return jax.jit(self._on_mesh(shard))
+
+  @functools.lru_cache(maxsize=32)  # noqa: B019
   def _play(
     self,
     config: PlayConfig,
@@ -348,16 +408,17 @@ class Engine:
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
     model = self._bind(params)
+    layers, lengths = model.unstack(), batch["prompt_length"]
+    judge = self.judge(batch["facts"])
+    game = game_lib.start(model, layers, batch["prompts"], lengths, judge, self.max_tokens)
     game, finished, steps = play_lib.decode(
       model,
-      model.unstack(),
-      batch["prompts"],
-      batch["prompt_length"],
-      self.judge(batch["facts"]),
+      layers,
+      game,
+      lengths > 0,
       jax.random.wrap_key_data(batch["keys"]),
       temperature,
       verify_inside,
-      self.max_tokens,
       self.tokenizer.end_id,
       self._verifier,
     )

@@ -66,6 +66,40 @@ def start(
   )
 
 
+def resume(
+  model: Model,
+  layers: list[Block],
+  prompts: jax.Array,
+  prompt_length: jax.Array,
+  completion: jax.Array,
+  length: jax.Array,
+  judge: jax.Array,
+  verifier: DeviceVerifier,
+) -> Game:
+  """Games that stand behind the first `length` [B] tokens of `completion` [B, C], as if these had
+  been advanced one by one, but for their `values`, which are zeros there; costs B * (P + C)
+  positions. judge [B, S]: the verifier's first state.
+  """
+  P, C = prompts.shape[1], completion.shape[1]
+  index = jnp.arange(P + C) - prompt_length[:, None]
+  behind = jnp.take_along_axis(completion, jnp.clip(index, 0, C - 1), axis=1)
+  text = jnp.where(index < 0, jnp.pad(prompts, ((0, 0), (0, C))), behind)
+
+  def read(judge: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+    is_read = (i < length)[:, None]
+    return jnp.where(is_read, verifier.read(judge, completion[:, i]), judge), None
+
+  judge, _ = jax.lax.scan(read, judge, jnp.arange(C))
+  game = start(model, layers, text, prompt_length + length, judge, max_tokens=0)
+  return game.replace(
+    prompts=prompts,
+    prompt_length=prompt_length,
+    completion=completion,
+    length=length,
+    values=jnp.zeros(completion.shape),
+  )
+
+
 def prefix_slots(game: Game) -> int:
   """Slots reserved for prompt and completion: the first tree slot's index."""
   return game.prompts.shape[1] + game.completion.shape[1]

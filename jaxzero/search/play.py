@@ -261,27 +261,24 @@ def play(
 def decode(
   model: Model,
   layers: list[Block],
-  prompts: jax.Array,
-  prompt_length: jax.Array,
-  judge: jax.Array,
+  game: Game,
+  moving: jax.Array,
   keys: jax.Array,
-  temperature: jax.Array,
+  temperature: jax.Array | float,
   verify_inside: jax.Array,
-  max_tokens: int,
   end_id: int,
   verifier: DeviceVerifier,
 ) -> tuple[Game, jax.Array, jax.Array]:
-  """Plain decoding, greedy at temperature 0, to the end of every row.
+  """Plain decoding, greedy at temperature 0, to the end of every row that is moving [B] bool.
 
   Args:
-    judge: [B, S] int32, the verifier's first state of each problem.
     verify_inside: scalar bool, whether a row ends where the verifier knows that it is lost.
 
   Returns:
     the finished games, finished [B] bool, and the scalar number of positions that each row went
     through.
   """
-  game = game_lib.start(model, layers, prompts, prompt_length, judge, max_tokens)
+  max_tokens = game.completion.shape[1]
 
   def choose(game: Game) -> jax.Array:
     step_keys = jax.vmap(jax.random.fold_in)(keys, game.length)
@@ -296,8 +293,7 @@ def decode(
     finished = finished | (moving & ended)
     return game, moving & ~finished & (game.length < max_tokens), finished, steps + 1
 
-  nobody = jnp.zeros(prompts.shape[0], bool)
-  carry = (game, prompt_length > 0, nobody, jnp.int32(0))
+  carry = (game, moving, jnp.zeros_like(moving), jnp.int32(0))
   game, _, finished, steps = jax.lax.while_loop(lambda c: jnp.any(c[1]), step, carry)
   return game, finished, steps
 
