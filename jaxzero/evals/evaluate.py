@@ -10,9 +10,11 @@ import numpy as np
 
 from jaxzero.evals.stats import wilson
 from jaxzero.models.transformer import Params
+from jaxzero.search.choose import Choice
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
-from jaxzero.search.strategies import SearchResult, hears_verifier, search
+from jaxzero.search.request import SearchResult, hears_verifier
+from jaxzero.search.strategies import search
 from jaxzero.tasks.base import Problem
 
 
@@ -29,6 +31,8 @@ def evaluate(
   batch_size: int = 256,
   temperature: float = 1.0,
   verify_inside: bool | None = None,
+  choice: Choice = Choice(),
+  samples: int | None = None,
 ) -> tuple[dict[str, Any], list[SearchResult]]:
   """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
   begin = time.monotonic()
@@ -43,6 +47,8 @@ def evaluate(
     batch_size,
     temperature,
     verify_inside,
+    choice,
+    samples,
   )
   solved = sum(result.right for result in results)
   forward_tokens = [result.forward_tokens for result in results]
@@ -61,5 +67,5 @@ def evaluate(
     "wall_s": time.monotonic() - begin,
     "step": step,
     "seed": seed,
-    "verified_inside": hears_verifier(engine, strategy, verify_inside),
+    "verified_inside": hears_verifier(engine, strategy, verify_inside, choice),
   }, results

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxzero.errors import UserError
 from jaxzero.models.config import ModelConfig
+from jaxzero.models.scored import Model, ScoredModel
 from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
@@ -36,7 +37,12 @@ from jaxzero.tokenizers import Tokenizer
 
 
 class Engine:
-  """Compiled thinking for one model shape, task and mesh."""
+  """Compiled thinking for one model shape, task and mesh.
+
+  Args:
+    scorer: the shape of a process reward model that reads every token beside the policy, and whose
+      values take the place of the value head's. Parameters are then {"policy": ..., "prm": ...}.
+  """
 
   def __init__(
     self,
@@ -46,11 +52,13 @@ class Engine:
     mesh: Mesh,
     max_prompt: int = 16,
     max_tokens: int = 30,
+    scorer: ModelConfig | None = None,
   ):
+    self.scorer = scorer
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
     self._verifier = task.device_verifier(tokenizer)
-    self.gather = gatherer(model, tokenizer.vocab_size, mesh)
+    self.gather = self._gatherer()
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
@@ -77,7 +85,20 @@ class Engine:
   def flops(self, positions: float, tree_slots: int = 0) -> float:
     """Forward FLOPs of so many positions, each over the whole cache: masked slots cost, too."""
     context = self.max_prompt + self.max_tokens + tree_slots + 1
-    return positions * self.model.flops_per_token(self.tokenizer.vocab_size, context)
+    each = self.model.flops_per_token(self.tokenizer.vocab_size, context)
+    if self.scorer is not None:  # its next-token logits are never computed
+      each += self.scorer.flops_per_token(0, context)
+    return positions * each
+
+  @property
+  def tokens_per_position(self) -> int:
+    """Forward tokens of one position: one for each model."""
+    return 1 if self.scorer is None else 2
+
+  @property
+  def longest(self) -> int:
+    """Forward tokens of the longest completion."""
+    return self.max_tokens * self.tokens_per_position
 
   def decode(
     self,
@@ -139,6 +160,21 @@ class Engine:
   def delimiters(self) -> tuple[int, ...]:
     return (self.tokenizer.step_id, self.tokenizer.end_think_id)
 
+  def _bind(self, params: Params) -> Model:
+    vocab_size = self.tokenizer.vocab_size
+    if self.scorer is None:
+      return bind(self.model, vocab_size, params)
+    policy = bind(self.model, vocab_size, params["policy"])
+    return ScoredModel(policy, bind(self.scorer, vocab_size, params["prm"]))
+
+  def _gatherer(self) -> Callable[[Params], Params]:
+    vocab_size = self.tokenizer.vocab_size
+    policy = gatherer(self.model, vocab_size, self.mesh)
+    if self.scorer is None:
+      return policy
+    prm = gatherer(self.scorer, vocab_size, self.mesh)
+    return lambda params: {"policy": policy(params["policy"]), "prm": prm(params["prm"])}
+
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _play(
     self,
@@ -151,7 +187,7 @@ class Engine:
     config.check(self.tokenizer.vocab_size)
 
     def shard(params, batch, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return play_lib.play(
         model,
         model.unstack(),
@@ -180,7 +216,7 @@ class Engine:
     config.check(self.tokenizer.vocab_size)
 
     def setting(params, game, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return think_lib.expedition(
         model,
         model.unstack(),
@@ -193,7 +229,7 @@ class Engine:
       )
 
     def start(params, batch, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return think_lib.start(
         model,
         model.unstack(),
@@ -216,9 +252,7 @@ class Engine:
     def swap(params, both, weights):
       thoughts, fresh = both
       new, out = think_lib.swap(setting(params, thoughts.game, weights), thoughts, fresh)
-      insight = think_lib.conclude(
-        out, config, self._verifier, self.tokenizer.end_id, verify_inside
-      )
+      insight = think_lib.conclude(out, config, self._verifier, self.tokenizer.end_id)
       return new, insight, out.frontier.tree
 
     on_mesh = self._on_mesh(swap)
@@ -232,7 +266,7 @@ class Engine:
     )
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
-    model = bind(self.model, self.tokenizer.vocab_size, params)
+    model = self._bind(params)
     game, finished, steps = play_lib.decode(
       model,
       model.unstack(),
@@ -251,7 +285,7 @@ class Engine:
       "length": game.length,
       "finished": finished,
       "right": self._verifier.right(game.judge),
-      "value": game.value,
+      "values": game.values,
       "positions": jnp.broadcast_to(steps, finished.shape),
     }
 
