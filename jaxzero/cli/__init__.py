@@ -18,6 +18,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
            train CONFIG.py               the same stages with a config of your own
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
+           scale RUN                     accuracy against compute, every strategy
   look     report RUN                    write RUN/report.html again
            verify RUN                    check every file of a run
            bench decode|search|selfplay|train   speed beside baselines
@@ -28,6 +29,7 @@ _FUNCTIONS = {
   "train": "learn.train",
   "solve": "think.solve",
   "eval": "think.evaluate",
+  "scale": "scale.scale",
   "report": "look.report",
   "verify": "look.verify",
   "bench": "look.bench",

@@ -41,8 +41,7 @@ def trend(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
   solved = np.stack([rights(row) for row in rows])
   budgets = [row["budget"] for row in rows]
   steps = [
-    {"from": low["budget"], "to": high["budget"]}
-    | paired_bootstrap(solved[i + 1], solved[i], seed)
+    {"from": low["budget"], "to": high["budget"]} | paired_bootstrap(solved[i + 1], solved[i], seed)
     for i, (low, high) in enumerate(itertools.pairwise(rows))
   ]
   return {**log_budget_trend(budgets, solved, seed), "steps": steps}
@@ -54,8 +53,7 @@ def compare(
   """Accuracy of a minus accuracy of b at every budget that both have, by a paired bootstrap."""
   others = {row["budget"]: row for row in b}
   return [
-    {"budget": row["budget"]}
-    | paired_bootstrap(rights(row), rights(others[row["budget"]]), seed)
+    {"budget": row["budget"]} | paired_bootstrap(rights(row), rights(others[row["budget"]]), seed)
     for row in a
     if row["budget"] in others
   ]

@@ -1,5 +1,5 @@
-"""The plan of strategy `auto`: how each kind of problem is thought about, so that few forward tokens
-bring the accuracy wanted (compute-optimal scaling: Snell et al. 2024, section 3.1).
+"""The plan of strategy `auto`: how each kind of problem is thought about, so that few forward
+tokens bring the accuracy wanted (compute-optimal scaling: Snell et al. 2024, section 3.1).
 
 Problems are told apart by what the model foresees of them, never by what they turn out to be. The
 plan is the exact optimum over the measured candidates: for each bin one candidate, the least tokens

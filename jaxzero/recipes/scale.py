@@ -8,10 +8,9 @@ problems are only measured.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,27 +20,18 @@ from jaxzero.evals.curves import BINS, by_bin, compare, pack, rank_bins, rights,
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.evals.settings import ONE_TRY, RIGHTS, Way, grid, search_arguments, ways
 from jaxzero.evals.stats import paired_bootstrap
-from jaxzero.files import PathLike, as_path, read_bytes
-from jaxzero.models.transformer import Params
+from jaxzero.files import PathLike, as_path
 from jaxzero.parallel.hosts import is_primary
 from jaxzero.progress import Bar, bar
 from jaxzero.recipes.cells import Cells
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, load_experiment, write_json
-from jaxzero.recipes.stages import charge_evaluation, load_params
-from jaxzero.search.engine import Engine
-from jaxzero.search.play import PlayConfig
+from jaxzero.recipes.stages import charge_evaluation
+from jaxzero.recipes.thinkers import Rival, Thinker, of_stage, read_prm, scored, train_flops
 from jaxzero.search.strategies import STRATEGIES
 from jaxzero.tasks.base import Problem
 from jaxzero.view.pictures import write_pictures
 from jaxzero.view.report import write_report
-
-_TRAINED_BY = {
-  "pretrain": ("pretrain",),
-  "self_play": ("pretrain", "selfplay", "learn"),
-  "control": ("pretrain", "control"),
-}
-"""Ledger entries whose FLOPs made a stage's model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,51 +74,6 @@ class ScaleConfig:
       raise UserError(f"--seed {self.seed} must lie in 0..{2**20 - 1}.")
 
 
-class Finished(Protocol):
-  """What `jaxzero.load` gives."""
-
-  experiment: Experiment
-  params: Params
-  engine: Engine
-  stage: str
-  step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Thinker:
-  """A model that problems are given to."""
-
-  engine: Engine
-  params: Params
-  play: PlayConfig
-  batch_size: int
-  identity: dict[str, Any]  # what its cells are keyed by
-  step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Rival:
-  """A larger model, whose greedy answers the small one's searches are compared with."""
-
-  thinker: Thinker
-  task: Any  # its TaskConfig
-  parameters: int
-  train_flops: float
-
-  @classmethod
-  def of(cls, loaded: Finished, folder: PathLike) -> Rival:
-    """A run that `jaxzero.load(folder)` has loaded."""
-    experiment, engine = loaded.experiment, loaded.engine
-    parameters = experiment.model.parameters(engine.tokenizer.vocab_size)
-    identity = {"stage": loaded.stage, "parameters": parameters, "seed": experiment.seed}
-    config = experiment.evaluation
-    thinker = Thinker(
-      engine, loaded.params, experiment.test_play, config.batch_size, identity, loaded.step
-    )
-    ledger = json.loads(read_bytes(as_path(folder) / "ledger.json"))
-    return cls(thinker, experiment.task, parameters, _train_flops(ledger, loaded.stage))
-
-
 def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) -> dict[str, Any]:
   """Measures a finished run; returns what RUN/scale.json holds (docs/cli.md).
 
@@ -162,12 +107,13 @@ class _Study:
   def __init__(self, run: Run, config: ScaleConfig, larger: Rival | None):
     self.run, self.config, self.larger = run, config, larger
     self.cells = Cells(run.folder / "scale")
-    self.before, self.final = self._thinker("pretrain"), self._thinker("self_play")
+    self.before, self.final = of_stage(run, "pretrain"), of_stage(run, "self_play")
     self.thinkers = {"none": self.final, "value": self.final}
     if run.task.self_checkable:
       self.thinkers["verifier"] = self.final
-    if (run.folder / "prm.json").exists():
-      self.thinkers["prm"] = self._scored()
+    self.prm = read_prm(run)
+    if self.prm is not None:
+      self.thinkers["prm"] = scored(run, self.final, self.prm)
     offered = tuple(one for one in config.rights if one in self.thinkers)
     self.ways = ways(config.strategies, offered)
     self.problems = {
@@ -179,9 +125,11 @@ class _Study:
   def result(self) -> dict[str, Any]:
     """Everything, measured or read."""
     run, config, begin = self.run, self.config, time.monotonic()
-    with bar("scaling study", total=self._work(), unit="k tokens") as self.progress:
+    length = run.engine.max_tokens * config.validation_problems / 1000
+    with bar("the mean episode", total=length, unit="k tokens") as self.progress:
       unit = self.measure(self.final, Way("sample"), "validation")["forward_tokens_per_problem"]
-      self.budgets = [max(1, round(unit * multiple)) for multiple in config.budgets]
+    self.budgets = [max(1, round(unit * multiple)) for multiple in config.budgets]
+    with bar("scaling study", total=self._work(), unit="k tokens") as self.progress:
       success = self._success()
       bins = rank_bins(success)
       rows: dict[Way, list[dict[str, Any]]] = {}
@@ -221,7 +169,7 @@ class _Study:
       "train_time": self._train_time(stages),
       "larger": larger,
       "transfer": transfer,
-      "prm": self._prm_grades(),
+      "prm": self.prm,
       "ledger": run.ledger,
       "wall_s": time.monotonic() - begin,
     }
@@ -292,8 +240,8 @@ class _Study:
     settings = grid(way)
     if len(settings) == 1:
       return settings[0], []
-    budget, thinker = self.budgets[len(self.budgets) // 2], self.thinkers[way.rights]
-    tried = [self.measure(thinker, way, "validation", budget, one) for one in settings]
+    thinker = self.thinkers[way.rights]
+    tried = [self.measure(thinker, way, "validation", self._middle, one) for one in settings]
     best = max(tried, key=lambda row: (row["accuracy"], -row["forward_tokens_per_problem"]))
     return best["setting"], [_figures(row) for row in tried]
 
@@ -311,3 +259,140 @@ class _Study:
     seeds = range(2**20, 2**20 + self.config.difficulty_samples)
     rows = [self.measure(self.final, Way("sample"), seed=seed) for seed in seeds]
     return np.mean([rights(row) for row in rows], axis=0)
+
+  def _describe(
+    self,
+    way: Way,
+    rows: list[dict[str, Any]],
+    setting: dict[str, Any],
+    tried: list[dict[str, Any]],
+    bins: np.ndarray,
+  ) -> dict[str, Any]:
+    """A way's entry in scale.json."""
+    return {
+      "strategy": way.strategy,
+      "rights": way.rights,
+      "setting": setting,
+      "tried": tried,
+      "points": [{**_figures(row), "by_bin": by_bin(row, bins)} for row in rows],
+      "trend": trend(rows, self.config.seed) if len(rows) > 1 else None,
+    }
+
+  def _comparisons(self, rows: Mapping[Way, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Tree search, and the best of N, against all else that has the same rights or none."""
+    return [
+      {
+        "strategy": way.strategy,
+        "rights": way.rights,
+        "against": other.strategy,
+        "points": compare(rows[way], rows[other], self.config.seed),
+      }
+      for way in rows
+      if way.strategy in ("mcts", "best_of_n")
+      for other in rows
+      if other != way and other.rights in (way.rights, "none") and other.strategy not in ONE_TRY
+    ]
+
+  def _against_larger(self, rows: Mapping[Way, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """The larger model's greedy answers, and each of the small one's searches against them."""
+    if self.larger is None:
+      return None
+    rival = self.larger
+    greedy = self.measure(rival.thinker, Way("greedy"))
+    small = self.measure(self.final, Way("greedy"))
+    return {
+      "parameters": rival.parameters,
+      "train_flops": rival.train_flops,
+      "test": _figures(greedy),
+      "small": {
+        "parameters": self.final.identity["parameters"],
+        "train_flops": train_flops(self.run.ledger, "self_play"),
+        "test": _figures(small),
+      },
+      "points": [
+        {
+          "strategy": way.strategy,
+          "rights": way.rights,
+          "budget": row["budget"],
+          "accuracy": row["accuracy"],
+          "forward_tokens_per_problem": row["forward_tokens_per_problem"],
+          "flops_per_problem": row["flops_per_problem"],
+          **paired_bootstrap(rights(row), rights(greedy), self.config.seed),
+        }
+        for way, of_way in rows.items()
+        for row in of_way
+      ],
+    }
+
+  def _transfer(self, name: str) -> dict[str, Any]:
+    """Both stages' greedy answers to another task's test problems."""
+    run = self.run
+    task = tasks.make(dataclasses.replace(run.experiment.task, name=name))
+    problems = task.problems("test", 0, self.config.problems)
+    rows = {}
+    for stage, thinker in (("pretrain", self.before), ("self_play", self.final)):
+      rows[stage] = self.measure(thinker.on(task), Way("greedy"), problems=problems)
+    change = paired_bootstrap(*(rights(rows[s]) for s in ("self_play", "pretrain")), seed=0)
+    return {"task": name, **{s: _figures(row) for s, row in rows.items()}, "change": change}
+
+  def _train_time(self, ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy by cumulative training FLOPs, pre-training and self-play told apart.
+
+    ends: greedy on the test problems after pre-training and after self-play.
+    """
+    run = self.run
+    stages = {"pretrain": "pretrain", "round": "self_play"}
+    before = train_flops(run.ledger, "pretrain")
+    after = train_flops(run.ledger, "self_play")
+    return {
+      "flops": {"pretrain": before, "self_play": after - before},
+      "validation": [
+        {
+          "stage": stages[row["kind"]],
+          "flops": row["flops"],
+          "accuracy": row["validation_accuracy"],
+        }
+        for row in run.metrics
+        if row["kind"] in stages and "validation_accuracy" in row
+      ],
+      "test": [
+        {"stage": stage, "flops": flops, **_figures(row)}
+        for stage, flops, row in zip(("pretrain", "self_play"), (before, after), ends, strict=True)
+      ],
+    }
+
+  def _work(self) -> float:
+    """Thousands of forward tokens that all cells may take, for the progress bar."""
+    config, longest = self.config, self.run.engine.max_tokens
+    validation, test = config.validation_problems, config.problems
+    once = sum(way.strategy in ONE_TRY for way in self.ways)
+    once += config.difficulty_samples + 2 + 2 * len(config.transfer)
+    once += 2 * (self.larger is not None)
+    total = once * test * longest
+    for way in self.ways:
+      if way.strategy not in ONE_TRY:
+        tried = len(grid(way)) if len(grid(way)) > 1 else 0
+        total += test * sum(self.budgets) + validation * self._middle * tried
+    return total / 1000
+
+  @property
+  def _middle(self) -> int:
+    """The budget at which settings are tried."""
+    return self.budgets[len(self.budgets) // 2]
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+  """A cell without the single problems' outcomes, which its file keeps."""
+  return {name: value for name, value in row.items() if name not in ("right", "tokens")}
+
+
+def _same_task(experiment: Experiment, larger: Rival) -> None:
+  mine, other = (
+    dataclasses.replace(task, worked_examples=0) for task in (experiment.task, larger.task)
+  )
+  if mine != other:
+    raise UserError(
+      f"the larger run solves {other.name} (numbers={other.numbers}, max_number={other.max_number}"
+      f"), this one {mine.name} (numbers={mine.numbers}, max_number={mine.max_number}); give a "
+      "larger run of the same task."
+    )

@@ -49,7 +49,7 @@ def scaling_sections(scale: Mapping[str, Any]) -> str:
   parts = [
     *(_by_rights(scale, rights) for rights in RIGHTS_NAMES),
     _difficulty(scale),
-    _auto(scale),
+    _auto(scale.get("auto", {})),
     _train_time(scale["train_time"]),
     _larger(scale),
     _transfer(scale["transfer"]),
@@ -261,12 +261,12 @@ def _difficulty(scale: Mapping[str, Any]) -> str:
   return section("Which problems gain", charts, note)
 
 
-def _auto(scale: Mapping[str, Any]) -> str:
+def _auto(auto: Mapping[str, Any]) -> str:
   rows = [
     f"<tr><th>{RIGHTS_NAMES[rights]}<td>{p['budget']:g}<td><b>{percent(p['accuracy'])}</b>"
     f"<td>{p['tokens']:,.1f}<td>{p['curve_tokens']:,.1f}<td><b>{p['ratio']:.2f}</b>"
     f"<td>{p['ci95'][0]:.2f} to {p['ci95'][1]:.2f}<td>{percent(p['reached'])}"
-    for rights, one in scale["auto"].items()
+    for rights, one in auto.items()
     for p in one["points"]
   ]
   if not rows:
@@ -366,5 +366,37 @@ def _transfer(transfer: Sequence[Mapping[str, Any]]) -> str:
   return section("What it did to other tasks", table(head, rows), note)
 
 
-def _prm(grades: Mapping[str, Any] | None) -> str:
-  raise NotImplementedError
+def _prm(prm: Mapping[str, Any] | None) -> str:
+  """The process reward model's grades, beside the value head's."""
+  grades = (prm or {}).get("grades")
+  if not grades:
+    return ""
+  judges = list(grades["first_error"])
+  rows = [
+    f"<tr><th>{escape(row['position'])}<td>{row['prefixes']:,}<td>{percent(row['illegal'])}"
+    f"<td>{percent(row['solvable'])}"
+    + "".join(f"<td>{_number(row[judge]['auroc'])}" for judge in judges)
+    + "".join(f"<td>{_number(row[judge]['ece'])}" for judge in judges)
+    for row in (*grades["positions"], grades["undecided"])
+    if row
+  ]
+  names = [escape(judge.replace("_", " ")) for judge in judges]
+  head = (
+    "<tr><th>where a step ends<th>prefixes<th>illegal<th>solvable"
+    + "".join(f"<th>AUROC, {name}" for name in names)
+    + "".join(f"<th>calibration error, {name}" for name in names)
+  )
+  f1 = ", ".join(
+    f"{name} {_number(grades['first_error'][judge]['f1'])}"
+    for name, judge in zip(names, judges, strict=True)
+  )
+  note = (
+    "How well scores tell prefixes that some right completion still begins with from those that "
+    "none does; legal prefixes alone, as an illegal step needs no judge. The calibration error is "
+    f"against the policy's own success from there. F1 of the first wrong step: {f1}."
+  )
+  return section("The process reward model, graded", table(head, rows), note)
+
+
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.2f}"
