@@ -4,6 +4,7 @@ model, and another run's."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.hosts import by_primary
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.run import Run, from_dict
+from jaxzero.recipes.run import Run, config_dict, from_dict
 from jaxzero.recipes.stages import load_params
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
@@ -104,7 +105,9 @@ def _thinker(
     {
       "stage": stage,
       "parameters": experiment.model.parameters(engine.tokenizer.vocab_size),
-      "run_seed": experiment.seed,
+      "config": hashlib.sha256(
+        json.dumps(config_dict(experiment), sort_keys=True).encode()
+      ).hexdigest()[:12],
     },
   )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxzero.files import PathLike, as_path, make_folder, write_atomic
-from jaxzero.view.plots import TONES, Series
+from jaxzero.view.plots import TONES, Series, si, x_axis
 from jaxzero.view.scaling import (
   RIGHTS_NAMES,
   STRATEGY_NAMES,
@@ -41,12 +41,12 @@ def write_pictures(scale: Mapping[str, Any], folder: PathLike) -> list[Any]:
     charts[f"thinking-{rights}"] = (curves(scale, rights), f"Where {name}", tokens, True)
   for strategy in ("mcts", "best_of_n"):
     rights, series = bin_curves(scale, strategy)
-    title = f"{STRATEGY_NAMES[strategy].capitalize()} by difficulty"
+    title = f"By difficulty: {STRATEGY_NAMES[strategy]}"
     charts[f"difficulty-{strategy}"] = (series, title, tokens, True)
   training = train_curves(scale["train_time"])
   charts["training"] = (training, "Pre-training and self-play", "training FLOP", False)
   charts["larger"] = (larger_curves(scale), "Small and thinking", "FLOP per problem", True)
-  written = []
+  written: list[Any] = []
   for name, (series, title, x_label, log_x) in charts.items():
     shown = [one for one in series if one.x]
     if shown:
@@ -84,6 +84,10 @@ def _draw(series: Sequence[Series], title: str, x_label: str, y_label: str, log_
         axis.fill_between(one.x, low, high, color=colour, alpha=0.12, linewidth=0)
   if log_x:
     axis.set_xscale("log")
+    ticks, limits = x_axis(series, log_x, 8)
+    axis.set_xticks(ticks, [si(tick) for tick in ticks])
+    axis.set_xlim(*limits)
+    axis.minorticks_off()
   axis.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, None))
   axis.grid(alpha=0.3)
   axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

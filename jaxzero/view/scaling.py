@@ -109,25 +109,23 @@ def bin_curves(scale: Mapping[str, Any], strategy: str) -> tuple[str, list[Serie
 def train_curves(train: Mapping[str, Any]) -> list[Series]:
   """Validation accuracy by training FLOPs: pre-training grey, self-play green."""
   names = {"pretrain": ("pre-training", 0), "self_play": ("self-play", 3)}
-  return [
-    Series(
-      name,
-      [point["flops"] for point in train["validation"] if point["stage"] == stage],
-      [point["accuracy"] for point in train["validation"] if point["stage"] == stage],
-      index,
+  lines = {
+    stage: [(p["flops"], p["accuracy"]) for p in train["validation"] if p["stage"] == stage]
+    for stage in names
+  }
+  if lines["pretrain"] and lines["self_play"]:  # self-play goes on from the best model
+    best = max(accuracy for _, accuracy in lines["pretrain"])
+    lines["self_play"].insert(0, (train["flops"]["pretrain"], best))
+  ends = {end["stage"]: end for end in train["test"]}
+  series = []
+  for stage, (name, index) in names.items():
+    line, end = lines[stage], ends[stage]
+    series.append(Series(name, [x for x, _ in line], [y for _, y in line], index))
+    interval_ = ([end["ci95"][0]], [end["ci95"][1]])
+    series.append(
+      Series(f"{name}, test", [end["flops"]], [end["accuracy"]], index, *interval_, dashed=True)
     )
-    for stage, (name, index) in names.items()
-  ] + [
-    Series(
-      f"{names[end['stage']][0]}, test",
-      [end["flops"]],
-      [end["accuracy"]],
-      names[end["stage"]][1],
-      [end["ci95"][0]],
-      [end["ci95"][1]],
-    )
-    for end in train["test"]
-  ]
+  return [one for one in series if one.x]
 
 
 def larger_curves(scale: Mapping[str, Any]) -> list[Series]:
@@ -246,8 +244,8 @@ def _difficulty(scale: Mapping[str, Any]) -> str:
     rights, series = bin_curves(scale, strategy)
     if series:
       name = STRATEGY_NAMES[strategy]
-      title = f"{name.capitalize()} by difficulty, where {RIGHTS_NAMES[rights]}"
-      charts += f"<h3>{title}</h3>" + figure(
+      title = f"{name[0].upper()}{name[1:]}, where {RIGHTS_NAMES[rights]}"
+      charts += f'<h3 class="chart-title">{title}</h3>' + figure(
         series, title, "forward tokens per problem (log scale)", "accuracy, held-out", log_x=True
       )
   if not charts:
@@ -285,11 +283,8 @@ def _auto(auto: Mapping[str, Any]) -> str:
 
 
 def _train_time(train: Mapping[str, Any]) -> str:
-  series = [one for one in train_curves(train) if one.x]
-  if not series:
-    return ""
   chart = figure(
-    series,
+    train_curves(train),
     "Accuracy against cumulative training FLOPs",
     "training FLOP (cumulative)",
     "greedy accuracy",
