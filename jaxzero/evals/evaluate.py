@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -67,5 +68,8 @@ def evaluate(
     "wall_s": time.monotonic() - begin,
     "step": step,
     "seed": seed,
+    "prm": engine.scorer is not None,
+    "choice": dataclasses.asdict(choice),
+    "samples": samples,
     "verified_inside": hears_verifier(engine, strategy, verify_inside, choice),
   }, results

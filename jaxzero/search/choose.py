@@ -111,4 +111,5 @@ def choose(candidates: Sequence[Finished], choice: Choice) -> Finished | None:
     of_vote = {"best": max(totals), "weighted": math.fsum(totals), "majority": len(group)}
     return of_vote[choice.vote], max(totals)
 
-  return max(max(groups.values(), key=weight), key=choice.total)
+  winners = max(groups.values(), key=weight)
+  return max(winners, key=choice.total)

@@ -61,6 +61,12 @@ class Engine:
     self.gather = self._gatherer()
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
 
+  def scored(self, scorer: ModelConfig) -> Engine:
+    """This engine with a process reward model beside its policy."""
+    return Engine(
+      self.model, self.tokenizer, self.task, self.mesh, self.max_prompt, self.max_tokens, scorer
+    )
+
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
     """Prompts of up to `rows` problems as padded host arrays; rows beyond them are empty."""
     prompts = np.full((rows, self.max_prompt), self.tokenizer.pad_id, np.int32)
