@@ -26,10 +26,13 @@ from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
+from jaxzero.search import game as game_lib
+from jaxzero.search import lanes as lanes_lib
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
 from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.expand import Weights
+from jaxzero.search.lanes import Lanes
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task
 from jaxzero.tasks.transcript import encode_prompt
@@ -60,6 +63,7 @@ class Engine:
     self._verifier = task.device_verifier(tokenizer)
     self.gather = self._gatherer()
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
+    self._foresee = jax.jit(self._on_mesh(self._foresee_shard))
 
   def scored(self, scorer: ModelConfig) -> Engine:
     """This engine with a process reward model beside its policy."""
@@ -120,6 +124,46 @@ class Engine:
     """
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
     return fetch(self._decode(params, arrays, np.float32(temperature), np.bool_(verify_inside)))
+
+  def foresee(self, params: Params, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model says where a prompt ends, before any thinking, on every process.
+
+    Returns:
+      value [B] float32, P(right), and logits [B, V] float32, log-probabilities of the first token.
+    """
+    return fetch(self._foresee(params, shard_batch(self.mesh, batch)))
+
+  def lanes(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    budget: np.ndarray,
+    count: np.ndarray,
+    temperature: float,
+    strategy: str,
+    config: Lanes,
+    verify_inside: bool,
+  ) -> lanes_lib.Lines:
+    """A step-level search a problem (`jaxzero.search.lanes.grow`), as host arrays on every process.
+
+    count: [B] int32, each problem's lanes.
+    """
+    arrays = {
+      **batch,
+      "keys": np.asarray(jax.random.key_data(keys)),
+      "budget": budget,
+      "count": count,
+    }
+    rows = config.rows(int(count.max()))
+    grow = self._grow(
+      rows,
+      config.group(strategy, rows),
+      config.expansion,
+      config.ahead(strategy),
+      verify_inside,
+    )
+    return fetch(grow(params, shard_batch(self.mesh, arrays), np.float32(temperature)))
 
   def play(
     self,
@@ -218,6 +262,33 @@ class Engine:
     return jax.jit(self._on_mesh(shard))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019
+  def _grow(self, rows: int, group: int, expansion: int, steps_ahead: int, verify_inside: bool):
+    def shard(params, batch, temperature):
+      model = bind(self.model, self.tokenizer.vocab_size, params)
+      return lanes_lib.grow(
+        model,
+        model.unstack(),
+        batch["prompts"],
+        batch["prompt_length"],
+        self.judge(batch["facts"]),
+        jax.random.wrap_key_data(batch["keys"]),
+        batch["budget"],
+        batch["count"],
+        temperature,
+        rows,
+        group,
+        expansion,
+        steps_ahead,
+        self.max_tokens,
+        self.tokenizer.end_id,
+        self.delimiters,
+        self._verifier,
+        verify_inside,
+      )
+
+    return jax.jit(self._on_mesh(shard))
+
+  @functools.lru_cache(maxsize=32)  # noqa: B019
   def _thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
     config.check(self.tokenizer.vocab_size)
 
@@ -294,6 +365,18 @@ class Engine:
       "values": game.values,
       "positions": jnp.broadcast_to(steps, finished.shape),
     }
+
+  def _foresee_shard(self, params, batch):
+    model = bind(self.model, self.tokenizer.vocab_size, params)
+    game = game_lib.start(
+      model,
+      model.unstack(),
+      batch["prompts"],
+      batch["prompt_length"],
+      self.judge(batch["facts"]),
+      max_tokens=0,
+    )
+    return game.value, game.logits
 
   def _on_mesh(self, function):
     """Runs function(params, batch, *scalars) per shard of the batch, without communication."""

@@ -1,0 +1,242 @@
+"""Lanes: beams equal a plain-Python beam, cache rows their text, a budget is a cap."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from programs import Program
+
+from jaxzero.models.transformer import bind
+from jaxzero.parallel.sharding import shard_batch
+from jaxzero.search.lanes import Lanes, afford, spawn
+from jaxzero.tasks.transcript import grade
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+LANES = Lanes(width=8, expansion=4)
+UNBOUND = 8 * 30
+
+
+def keys_of(count, seed=0):
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def grown(engine1, params, problems):
+  """Searches in lanes of the eight problems, each with the key of its number."""
+  held = engine1.gather(params)
+
+  def grow(strategy, budget=UNBOUND, count=8, temperature=1.0, lanes=LANES, inside=False, seed=0):
+    B = len(problems)
+    return engine1.lanes(
+      held,
+      engine1.encode(problems, B),
+      keys_of(B, seed),
+      np.full(B, budget, np.int32),
+      np.full(B, count, np.int32),
+      temperature,
+      strategy,
+      lanes,
+      inside,
+    )
+
+  return grow
+
+
+def texts(lines):
+  return [
+    [tuple(row[:n].tolist()) for row, n in zip(rows, lengths, strict=True)]
+    for rows, lengths in zip(lines.completion, lines.length, strict=True)
+  ]
+
+
+def test_one_lane_at_temperature_0_is_greedy(grown, engine1, params, problems):
+  lines = grown("beam", budget=30, count=1, temperature=0.0)
+  batch, keys = engine1.encode(problems, 8), jax.random.split(jax.random.key(0), 8)
+  greedy = engine1.decode(engine1.gather(params), batch, keys, 0.0)
+  np.testing.assert_array_equal(lines.completion[:, 0], greedy["completion"])
+  np.testing.assert_array_equal(lines.forward_tokens, greedy["length"])
+
+
+def test_lanes_of_which_none_is_dropped_are_plain_samples(grown, engine1, params, problems):
+  lines = grown("beam", lanes=Lanes(width=8, expansion=1))
+  held, batch = engine1.gather(params), engine1.encode(problems, 8)
+  samples = [
+    engine1.decode(held, batch, jax.vmap(jax.random.fold_in)(keys_of(8), np.full(8, lane)), 1.0)
+    for lane in range(8)
+  ]
+  whole = np.all([sample["finished"] for sample in samples], axis=0)
+  assert whole.sum() >= 3, "a lane that is cut is given to another"
+  for lane, sample in enumerate(samples):
+    np.testing.assert_array_equal(lines.completion[whole, lane], sample["completion"][whole])
+
+
+@pytest.fixture(scope="module")
+def says(engine1, params, problems):
+  """What the model says behind a text of problem b, recomputed: log-probabilities, P(right)."""
+  model = bind(engine1.model, engine1.tokenizer.vocab_size, params)
+  batch = engine1.encode(problems, 8)
+  size = engine1.max_prompt + engine1.max_tokens
+  mask = np.tril(np.ones((1, size, size), bool))
+
+  @jax.jit
+  def network(tokens, last):
+    output = model(tokens, np.arange(size)[None], mask)
+    logits, value = output.logits[0, last], output.value_logits[0, last]
+    return jax.nn.log_softmax(logits), jax.nn.sigmoid(value)
+
+  @functools.cache
+  def read(b, text):
+    n = int(batch["prompt_length"][b])
+    tokens = np.zeros((1, size), np.int32)
+    tokens[0, :n], tokens[0, n : n + len(text)] = batch["prompts"][b, :n], text
+    return jax.device_get(network(tokens, n + len(text) - 1))
+
+  return read
+
+
+@pytest.fixture(scope="module")
+def oracle(engine1, says):
+  """The same searches in plain Python, every value recomputed from its text."""
+  C, end, delimiters = engine1.max_tokens, engine1.tokenizer.end_id, engine1.delimiters
+  noise = jax.jit(
+    lambda b, lane, n: jax.random.gumbel(
+      functools.reduce(jax.random.fold_in, (b, lane, n), jax.random.key(0)),
+      (engine1.tokenizer.vocab_size,),
+    )
+  )
+
+  def walk(b, lane, text, stream, room, steps, temperature=1.0):
+    begin = len(text)
+    while len(text) - begin < room:
+      scores = says(b, text)[0] + temperature * noise(b, lane, stream * C + len(text))
+      text = (*text, int(np.argmax(scores)))
+      steps -= text[-1] in delimiters
+      if text[-1] == end or steps == 0:
+        break
+    return text
+
+  def rooms(order, texts, left):
+    """All that the first lanes may need; the first has what is left in any case."""
+    given, promised = {}, 0
+    for lane in order:
+      need = C - len(texts[lane])
+      promised += need
+      if promised <= left:
+        given[lane] = need
+      elif lane == order[0] and left:
+        given[lane] = left
+    return given
+
+  def think(b, budget, count, group, expansion, ahead):
+    texts, streams = [()] * count, [0] * count
+    room = rooms(range(count), texts, budget)
+    number, left, tested = 0, budget, []
+    while room:
+      number += 1
+      for lane, most in room.items():
+        text = walk(b, lane, texts[lane], streams[lane], most, 1)
+        left -= len(text) - len(texts[lane])
+        texts[lane] = text
+      free = [lane for lane in room if texts[lane][-1] != end]
+      live = [lane for lane in free if texts[lane][-1] in delimiters and len(texts[lane]) < C]
+      tested = {lane: texts[lane] for lane in live}
+      if ahead and 2 * sum(C - len(texts[lane]) for lane in live) <= left:
+        for lane in live:
+          tested[lane] = walk(b, lane, texts[lane], 0, C - len(texts[lane]), ahead, 0.0)
+          left -= len(tested[lane]) - len(texts[lane])
+      order = []
+      for begin in range(0, count, group):
+        best = [lane for lane in live if begin <= lane < begin + group]
+        best.sort(key=lambda lane: -says(b, tested[lane])[1])
+        others = [lane for lane in free if begin <= lane < begin + group]
+        stay = best[: max(1, len(others) // expansion)]
+        spawned = [lane for lane in others if lane not in stay] if stay else []
+        for i, lane in enumerate(spawned):
+          texts[lane], streams[lane] = texts[stay[i % len(stay)]], number
+        order += enumerate([*stay, *spawned])
+      order = [lane for _, lane in sorted(order, key=lambda one: one[0])]
+      room = rooms(order, texts, left) if order else {}
+    return texts, budget - left
+
+  return think
+
+
+@pytest.mark.parametrize(
+  ("strategy", "budget", "lanes"),
+  [
+    ("beam", UNBOUND, LANES),
+    ("beam", 97, Lanes(width=8, expansion=2)),
+    ("dvts", UNBOUND, LANES),
+    ("dvts", 151, LANES),
+    ("lookahead", 2 * UNBOUND, LANES),
+    ("lookahead", 4 * UNBOUND, Lanes(width=8, expansion=2, steps_ahead=2)),
+  ],
+)
+def test_lanes_are_those_of_plain_python(grown, oracle, strategy, budget, lanes):
+  lines = grown(strategy, budget=budget, lanes=lanes)
+  spread = 0
+  for b in range(8):
+    group = lanes.group(strategy, 8)
+    expected, spent = oracle(b, budget, 8, group, lanes.expansion, lanes.ahead(strategy))
+    found = texts(lines)[b]
+    assert found == expected
+    assert lines.forward_tokens[b] == spent <= budget
+    spread += len(set(found)) > 1
+  assert spread >= 4, "the problems would not tell one beam from another"
+
+
+def test_values_are_those_of_the_text_after_all_copying(grown, says):
+  lines = grown("beam")
+  for b, row in enumerate(texts(lines)):
+    for lane, text in enumerate(row):
+      expected = [says(b, text[: n + 1])[1] for n in range(len(text))]
+      np.testing.assert_allclose(lines.values[b, lane, : len(text)], expected, atol=1e-5)
+
+
+def test_every_subtree_of_dvts_keeps_a_line_of_its_own():
+  score = np.float32([[[0.9, 0.8, 0.7, 0.6], [0.1, 0.4, 0.3, 0.2]]])
+  every = np.ones((1, 2, 4), bool)
+  source, rank = spawn(score, every, every, 4)
+  np.testing.assert_array_equal(source, [[[0, 0, 0, 0], [1, 1, 1, 1]]])
+  np.testing.assert_array_equal(rank, [[[0, 1, 2, 3], [1, 0, 2, 3]]])
+  source, _ = spawn(score.reshape(1, 1, 8), every.reshape(1, 1, 8), every.reshape(1, 1, 8), 4)
+  np.testing.assert_array_equal(source, [[[0, 1, 0, 1, 0, 1, 0, 1]]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_more_is_given_than_is_left(seed):
+  rng = np.random.default_rng(seed)
+  need, rank = rng.integers(1, 9, (50, 6)), rng.permuted(np.tile(np.arange(6), (50, 1)), axis=1)
+  wanted, left = rng.random((50, 6)) < 0.7, rng.integers(0, 40, 50)
+  room = np.asarray(afford(need, rank, wanted, left))
+  assert np.all(room.sum(axis=1) <= left) and not np.any(room[~wanted])
+  some = wanted.any(axis=1) & (left > 0)
+  assert np.all(room[some].sum(axis=1) > 0)
+
+
+def test_who_hears_the_verifier_stops_at_the_first_right_end(grown, engine1, problems):
+  heard, alone = grown("beam", inside=True), grown("beam")
+  right = heard.right.any(axis=1)
+  assert right[:4].all() and not (heard.finished & ~heard.right).any()
+  assert np.all(heard.forward_tokens[:4] < alone.forward_tokens[:4])
+  for b, row in enumerate(texts(heard)):
+    for lane, text in enumerate(row):
+      verdict = grade(engine1.task, engine1.tokenizer, problems[b], text)
+      assert verdict.right == heard.right[b, lane]
+
+
+def test_a_token_copies_no_cache_and_nothing_is_communicated(engine8, params8, problems):
+  batch = engine8.encode(problems, 8) | {
+    "keys": np.asarray(jax.random.key_data(keys_of(8))),
+    "budget": np.full(8, 240, np.int32),
+    "count": np.full(8, 4, np.int32),
+  }
+  grow = engine8._grow(4, 4, 4, 1, False)
+  placed = shard_batch(engine8.mesh, batch)
+  text = grow.lower(engine8.gather(params8), placed, np.float32(1.0)).compile().as_text()
+  program, model = Program(text), engine8.model
+  slots = engine8.max_prompt + engine8.max_tokens + 1
+  cache = (4, model.num_kv_heads, slots, model.head_dim)
+  assert program.innermost and not program.collectives
+  assert not program.copies_in_loops(cache, innermost=True)
