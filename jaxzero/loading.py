@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from etils import epath
 
 from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
-from jaxzero.files import PathLike, as_path, read_bytes
+from jaxzero.files import PathLike, as_path
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.run import from_dict, load_experiment
+from jaxzero.recipes.run import load_experiment
+from jaxzero.recipes.thinkers import reward_model
 from jaxzero.search.choose import Choice
 from jaxzero.search.engine import Engine
 from jaxzero.search.request import SearchResult
@@ -47,25 +47,7 @@ class LoadedRun:
     Raises:
       UserError: the run has no reward model, or one that reads another tokenizer's tokens.
     """
-    checkpoints = Checkpoints(self.folder / "checkpoints" / "prm")
-    step, path = checkpoints.best(), self.folder / "prm.json"
-    if step is None or not path.exists():
-      raise UserError(
-        f"{self.folder} has no process reward model; train one with `jaxzero prm {self.folder}`."
-      )
-    try:
-      trained = json.loads(read_bytes(path))
-      fingerprint, model = str(trained["tokenizer"]), from_dict(ModelConfig, trained["model"])
-    except (ValueError, TypeError, KeyError) as error:
-      raise UserError(f"{path} is damaged or of another version ({error}).") from error
-    if fingerprint != self.tokenizer.fingerprint:
-      raise UserError(
-        f"the process reward model of {self.folder} reads the tokens of tokenizer "
-        f"{fingerprint[:8]}, the run's is {self.tokenizer.fingerprint[:8]}; train one with "
-        f"`jaxzero prm {self.folder}`."
-      )
-    target = param_targets(model, self.tokenizer.vocab_size, self.engine.mesh)
-    prm = checkpoints.restore(step, target)["params"]
+    model, prm, _ = reward_model(self.folder, self.tokenizer, self.engine.mesh)
     params = {"policy": self.params, "prm": prm}
     return dataclasses.replace(self, params=params, engine=self.engine.scored(model))
 

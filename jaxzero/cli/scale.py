@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import tyro
 
 from jaxzero.cli.shared import parse, start_jax, write_json
-from jaxzero.recipes.scale import ScaleConfig
+from jaxzero.recipes.study import ScaleConfig
 
 
 def scale(arguments: list[str]) -> None:
-  fields = [
+  fields: list[Any] = [
     ("run", Annotated[str, tyro.conf.Positional]),
     ("config", Annotated[ScaleConfig, tyro.conf.arg(name="")], ScaleConfig()),
     (

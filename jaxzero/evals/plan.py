@@ -9,18 +9,26 @@ in all with at least so many problems solved, by dynamic programming over the nu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxzero.errors import UserError
+from jaxzero.evals.settings import TREE_KNOBS
+from jaxzero.search.plan import Approach, Plan
+
+BINS = 4
+"""Of foreseen difficulty, equally full on the validation problems."""
+_ACCEPTS = (0.7, 0.85, 0.95)
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One way to think, measured on all problems the plan is made from."""
+  """Approaches that follow each other, measured on all problems that the plan is made from."""
 
-  name: str
+  approaches: tuple[Approach, ...]
   right: np.ndarray  # [n] bool
   tokens: np.ndarray  # [n] forward tokens that each problem took
 
@@ -34,19 +42,60 @@ class Fit:
   tokens: float  # in all
 
 
-def edges_of(foreseen: np.ndarray, bins: int) -> tuple[float, ...]:
-  """[bins - 1] falling thresholds that part the foreseen P(right) into equally filled bins."""
-  if len(foreseen) < bins:
+def chains(
+  heard: bool, settings: Mapping[str, Mapping[str, Any]], multiples: Sequence[float]
+) -> list[tuple[Approach, ...]]:
+  """What a bin may get: tree search and best-of-N on shares of the budget; where nobody is heard
+  inside, also sampling, or one greedy try before either, until a score is accepted.
+
+  Args:
+    settings: the tuned ones of `best_of_n` and `mcts`.
+    multiples: budgets of which the largest is the whole.
+  """
+
+  def approach(strategy: str, share: float, accept: float | None = None) -> Approach:
+    setting = settings.get(strategy, {})
+    tree = {name: setting[name] for name in TREE_KNOBS if name in setting}
+    own = {name: setting[name] for name in ("temperature", "vote") if name in setting}
+    return Approach(strategy, share, accept, tree=tree, **own)
+
+  shares = [multiple / max(multiples) for multiple in sorted(multiples)]
+  searches = [(approach(name, share),) for name in ("mcts", "best_of_n") for share in shares]
+  if heard:
+    return searches
+  sure = [
+    (approach("best_of_n", share, accept),)
+    for share, accept in itertools.product(shares[-3:], _ACCEPTS)
+  ]
+  first = [
+    (approach("greedy", 1.0, accept), approach("mcts", share))
+    for share, accept in itertools.product(shares[-3:], _ACCEPTS)
+  ]
+  return [*searches, *sure, *first]
+
+
+def make_plan(
+  foreseen: np.ndarray, candidates: Sequence[Candidate], wanted: int
+) -> tuple[Plan, Fit]:
+  """The plan with the least forward tokens that solves `wanted` of these problems.
+
+  Args:
+    foreseen: [n] P(right) at the end of each prompt.
+
+  Raises:
+    UserError: fewer problems than bins.
+  """
+  if len(foreseen) < BINS:
     raise UserError(
-      f"{len(foreseen)} validation problems make no {bins} bins; give at least {bins}."
+      f"{len(foreseen)} validation problems make no {BINS} bins; give at least {BINS}."
     )
-  shares = 1.0 - np.arange(1, bins) / bins
-  return tuple(float(edge) for edge in np.quantile(np.asarray(foreseen, float), shares))
-
-
-def bin_of(foreseen: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-  """[n] int: 0 at or above the first (highest) edge, and so on; the last bin foresees least."""
-  return (np.asarray(foreseen)[:, None] < np.asarray(edges)[None, :]).sum(axis=1)
+  edges = np.quantile(np.asarray(foreseen, float), 1.0 - np.arange(1, BINS) / BINS)
+  one = candidates[0].approaches
+  bins = Plan((one,) * BINS, tuple(edges.tolist())).bin_of(foreseen)
+  found = fit(bins, candidates, wanted)
+  chosen = (*found.chosen, *[found.chosen[-1]] * (BINS - len(found.chosen)))  # empty last bins
+  plan = Plan(tuple(candidates[c].approaches for c in chosen), tuple(edges.tolist()))
+  return plan, found
 
 
 def fit(bins: np.ndarray, candidates: Sequence[Candidate], wanted: int) -> Fit:

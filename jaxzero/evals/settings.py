@@ -10,6 +10,7 @@ import itertools
 from typing import Any
 
 from jaxzero.search.choose import Choice
+from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.strategies import STRATEGIES
 
@@ -22,7 +23,7 @@ ONE_TRY = ("greedy", "sample")
 _TEMPERATURES = (0.6, 0.8, 1.0, 1.25)
 _PATHS = ("temperature", "depth_bonus")
 _GUIDED = ("depth_bonus", "failure_weight", "value_weight")
-_TREE_KNOBS = (*_GUIDED, "regret_weight")
+TREE_KNOBS = (*_GUIDED, "regret_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,14 @@ def grid(way: Way) -> list[dict[str, Any]]:
   if way.strategy == "majority":
     return [{"temperature": t} for t in (0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)]
   heard = way.rights == "verifier"
+  settings: list[dict[str, Any]]
   if way.strategy == "mcts":
-    values = (
-      ((0.1, 0.5, 0.0), (0.2, 0.5, 0.0), (0.1, 1.0, 0.0), (0.1, 0.5, 0.25))
-      if heard
-      else ((0.1, 0.0, 0.0), (0.1, 0.0, 0.5), (0.1, 0.0, 1.0), (0.1, 0.0, 2.0))
-    )
-    settings = [dict(zip(_GUIDED, one, strict=True)) for one in values]
+    heard_of = ((0.1, 0.5, 0.0), (0.2, 0.5, 0.0), (0.1, 1.0, 0.0), (0.1, 0.5, 0.25))
+    judged = ((0.1, 0.0, 0.0), (0.1, 0.0, 0.5), (0.1, 0.0, 1.0), (0.1, 0.0, 2.0))
+    settings = [dict(zip(_GUIDED, one, strict=True)) for one in (heard_of if heard else judged)]
   elif way.strategy == "best_first":
-    values = ((1.0, 0.1), (1.0, 0.3), (1.0, 0.6), (1.5, 0.3))
-    settings = [dict(zip(_PATHS, one, strict=True)) for one in values]
+    of_paths = ((1.0, 0.1), (1.0, 0.3), (1.0, 0.6), (1.5, 0.3))
+    settings = [dict(zip(_PATHS, one, strict=True)) for one in of_paths]
   else:
     settings = [{"temperature": t} for t in _TEMPERATURES]
   if heard:
@@ -77,8 +76,8 @@ def grid(way: Way) -> list[dict[str, Any]]:
 
 
 def search_arguments(way: Way, setting: dict[str, Any], play: PlayConfig) -> dict[str, Any]:
-  """A way with a setting of its grid, as arguments of `search`."""
-  knobs = {name: setting[name] for name in _TREE_KNOBS if name in setting}
+  """A way with a setting of its grid, or for `auto` with {"plan": ...}, as arguments of `search`."""
+  knobs = {name: setting[name] for name in TREE_KNOBS if name in setting}
   tree = dataclasses.replace(play.tree, **knobs)
   return {
     "strategy": way.strategy,
@@ -89,4 +88,5 @@ def search_arguments(way: Way, setting: dict[str, Any], play: PlayConfig) -> dic
       score="verifier" if way.rights == "verifier" else "value",
       vote=setting.get("vote", "best"),
     ),
+    "plan": Plan.from_dict(setting["plan"]) if "plan" in setting else None,
   }

@@ -42,7 +42,7 @@ class Cells:
   def path(self, key: Mapping[str, Any]) -> Any:
     """The cell's file: words of the key for people, its hash against mistakes."""
     canonical = json.dumps(key, sort_keys=True)
-    words = "-".join(str(value) for value in key.values() if isinstance(value, str | int))
+    words = "-".join(str(value) for _, value in sorted(key.items()) if isinstance(value, str | int))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", words)[:60].strip("-")
     return self.folder / f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}.json"
 

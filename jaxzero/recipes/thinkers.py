@@ -6,8 +6,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
@@ -20,7 +24,8 @@ from jaxzero.recipes.run import Run, config_dict, from_dict
 from jaxzero.recipes.stages import load_params
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
-from jaxzero.tasks.base import Task, TaskConfig
+from jaxzero.tasks.base import Problem, Task, TaskConfig
+from jaxzero.tokenizers import Tokenizer
 
 _TRAINED_BY = {
   "pretrain": ("pretrain",),
@@ -112,40 +117,55 @@ def _thinker(
   )
 
 
-def read_prm(run: Run) -> dict[str, Any] | None:
-  """RUN/prm.json, or None; UserError where it was trained with another tokenizer."""
-  path = run.folder / "prm.json"
-  try:
-    prm = by_primary(lambda: json.loads(read_bytes(path)) if path.exists() else None)
-    model = prm and from_dict(ModelConfig, prm["model"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f"{path} is damaged; train it again with `jaxzero prm {run.folder}`."
-    ) from error
-  if model and prm["tokenizer"] != run.tokenizer.fingerprint:
-    raise UserError(
-      f"the process reward model of {run.folder} reads another tokenizer; train it again with "
-      f"`jaxzero prm {run.folder}`."
-    )
-  return prm
+def reward_model(
+  folder: epath.Path, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[ModelConfig, Params, int]:
+  """A run's process reward model: its shape, its best parameters on a mesh, and their step.
 
-
-def scored(run: Run, policy: Thinker, prm: Mapping[str, Any]) -> Thinker:
-  """A policy with the run's process reward model beside it."""
-  shape = from_dict(ModelConfig, dict(prm["model"]))
-  checkpoints = Checkpoints(run.folder / "checkpoints" / "prm", keep_best=True)
+  Raises:
+    UserError: the run has none, or one that reads another tokenizer's tokens.
+  """
+  checkpoints, path = Checkpoints(folder / "checkpoints" / "prm"), folder / "prm.json"
   step = by_primary(checkpoints.best)
-  if step is None:
+  if step is None or not path.exists():
+    raise UserError(f"{folder} has no process reward model; train one with `jaxzero prm {folder}`.")
+  try:
+    trained = json.loads(read_bytes(path))
+    fingerprint, model = str(trained["tokenizer"]), from_dict(ModelConfig, trained["model"])
+  except (ValueError, TypeError, KeyError) as error:
+    raise UserError(f"{path} is damaged or of another version ({error}).") from error
+  if fingerprint != tokenizer.fingerprint:
     raise UserError(
-      f"the process reward model of {run.folder} has no checkpoint; train it again with `jaxzero "
-      f"prm {run.folder}`."
+      f"the process reward model of {folder} reads the tokens of tokenizer {fingerprint[:8]}, the "
+      f"run's is {tokenizer.fingerprint[:8]}; train one with `jaxzero prm {folder}`."
     )
-  target = param_targets(shape, run.tokenizer.vocab_size, run.mesh)
-  params = {"policy": policy.params, "prm": checkpoints.restore(step, target)["params"]}
-  identity = {**policy.identity, "prm_step": step, "prm_labels": prm.get("labels")}
+  target = param_targets(model, tokenizer.vocab_size, mesh)
+  return model, checkpoints.restore(step, target)["params"], step
+
+
+def scored(run: Run, policy: Thinker) -> Thinker:
+  """A run's policy with its process reward model beside it."""
+  model, prm, step = reward_model(run.folder, run.tokenizer, run.mesh)
   return dataclasses.replace(
-    policy, engine=policy.engine.scored(shape), params=params, identity=identity
+    policy,
+    engine=policy.engine.scored(model),
+    params={"policy": policy.params, "prm": prm},
+    identity={
+      **policy.identity,
+      "prm": hashlib.sha256(read_bytes(run.folder / "prm.json")).hexdigest()[:12],
+      "prm_step": step,
+    },
   )
+
+
+def foresee(thinker: Thinker, problems: Sequence[Problem]) -> np.ndarray:
+  """[n] float32: P(right) where each prompt ends; the prompts alone are read."""
+  engine, params = thinker.engine, thinker.engine.gather(thinker.params)
+  rows = engine.rows(min(thinker.batch_size, len(problems)))
+  asked = [dataclasses.replace(problem, key=None) for problem in problems]
+  parts = [asked[begin : begin + rows] for begin in range(0, len(asked), rows)]
+  values = [engine.foresee(params, engine.encode(part, rows))[0][: len(part)] for part in parts]
+  return np.concatenate(values)
 
 
 def train_flops(ledger: Mapping[str, Mapping[str, float]], stage: str) -> float:

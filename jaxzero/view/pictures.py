@@ -47,8 +47,8 @@ def write_pictures(scale: Mapping[str, Any], folder: PathLike) -> list[Any]:
   charts["training"] = (training, "Pre-training and self-play", "training FLOP", False)
   charts["larger"] = (larger_curves(scale), "Small and thinking", "FLOP per problem", True)
   written: list[Any] = []
-  for name, (series, title, x_label, log_x) in charts.items():
-    shown = [one for one in series if one.x]
+  for name, (lines, title, x_label, log_x) in charts.items():
+    shown = [one for one in lines if one.x]
     if shown:
       path = place / f"{name}.png"
       write_atomic(path, _draw(shown, title, x_label, accuracy, log_x))
@@ -73,6 +73,7 @@ def _draw(series: Sequence[Series], title: str, x_label: str, y_label: str, log_
       color=colour,
       marker=_MARKERS[one.tone % 4],
       markersize=4.5,
+      markerfacecolor="white" if one.dashed else colour,
       linestyle="--" if one.dashed else "-",
       label=one.name,
     )
@@ -84,10 +85,10 @@ def _draw(series: Sequence[Series], title: str, x_label: str, y_label: str, log_
         axis.fill_between(one.x, low, high, color=colour, alpha=0.12, linewidth=0)
   if log_x:
     axis.set_xscale("log")
-    ticks, limits = x_axis(series, log_x, 8)
-    axis.set_xticks(ticks, [si(tick) for tick in ticks])
-    axis.set_xlim(*limits)
-    axis.minorticks_off()
+  ticks, limits = x_axis(series, log_x, 8)
+  axis.set_xticks(ticks, [si(tick) for tick in ticks])
+  axis.set_xlim(*limits)
+  axis.minorticks_off()
   axis.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, None))
   axis.grid(alpha=0.3)
   axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -230,7 +230,9 @@ def _difference(one: Mapping[str, Any]) -> str:
 def _gain(way: Mapping[str, Any]) -> str:
   trend = way["trend"]
   low, high = trend["ci95"]
-  setting = ", ".join(f"{name} {value}" for name, value in way["setting"].items())
+  setting = ", ".join(
+    "a plan" if name == "plan" else f"{name} {value}" for name, value in way["setting"].items()
+  )
   return (
     f"<tr><th>{STRATEGY_NAMES[way['strategy']]}<td>{points(trend['slope_per_doubling'])}"
     f"<td>{100 * low:+.1f} to {100 * high:+.1f}<td>{100 * trend['worst_fall']:.1f}"
