@@ -63,7 +63,7 @@ class Program:
     return +counts
 
   def copies_in_loops(self, shape: tuple[int, ...], innermost: bool = False) -> list[str]:
-    """Copies of arrays of this shape, in any order of their axes; innermost: in these loops alone."""
+    """Copies of arrays of this shape, in any order of their axes; or those in innermost loops."""
     found = []
     for name in self._reached(self.innermost) if innermost else self.loops:
       for line in self.lines[name]:

@@ -156,14 +156,17 @@ class Engine:
       "count": count,
     }
     rows = config.rows(int(count.max()))
-    grow = self._grow(
-      rows,
-      config.group(strategy, rows),
-      config.expansion,
-      config.ahead(strategy),
-      verify_inside,
+    grow = self._grow(rows, config.group(strategy, rows))
+    return fetch(
+      grow(
+        params,
+        shard_batch(self.mesh, arrays),
+        np.float32(temperature),
+        np.int32(config.expansion),
+        np.int32(config.ahead(strategy)),
+        np.bool_(verify_inside),
+      )
     )
-    return fetch(grow(params, shard_batch(self.mesh, arrays), np.float32(temperature)))
 
   def play(
     self,
@@ -262,9 +265,9 @@ class Engine:
     return jax.jit(self._on_mesh(shard))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019
-  def _grow(self, rows: int, group: int, expansion: int, steps_ahead: int, verify_inside: bool):
-    def shard(params, batch, temperature):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+  def _grow(self, rows: int, group: int):
+    def shard(params, batch, temperature, expansion, steps_ahead, verify_inside):
+      model = self._bind(params)
       return lanes_lib.grow(
         model,
         model.unstack(),
@@ -275,15 +278,15 @@ class Engine:
         batch["budget"],
         batch["count"],
         temperature,
-        rows,
-        group,
         expansion,
         steps_ahead,
+        verify_inside,
+        rows,
+        group,
         self.max_tokens,
         self.tokenizer.end_id,
         self.delimiters,
         self._verifier,
-        verify_inside,
       )
 
     return jax.jit(self._on_mesh(shard))
@@ -367,7 +370,7 @@ class Engine:
     }
 
   def _foresee_shard(self, params, batch):
-    model = bind(self.model, self.tokenizer.vocab_size, params)
+    model = self._bind(params)
     game = game_lib.start(
       model,
       model.unstack(),

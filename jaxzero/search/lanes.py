@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.errors import UserError
-from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.models.scored import Model
+from jaxzero.models.transformer import Block
 from jaxzero.search import game as game_lib
 from jaxzero.search.game import Game
 from jaxzero.tasks.base import DeviceVerifier
@@ -89,7 +90,6 @@ class Lines:
 @chex.dataclass(frozen=True)
 class _State:
   game: Game  # rows: problem x lane
-  values: jax.Array  # [B * L, C] float32
   stream: jax.Array  # [B, L] int32: the round after which this row was copied over, 0: never
   room: jax.Array  # [B, L] int32: tokens that the lane may still use; 0: it is closed
   left: jax.Array  # [B] int32: forward tokens
@@ -98,7 +98,7 @@ class _State:
 
 
 def grow(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -107,15 +107,15 @@ def grow(
   budget: jax.Array,
   count: jax.Array,
   temperature: jax.Array,
+  expansion: jax.Array,
+  steps_ahead: jax.Array,
+  verify_inside: jax.Array,
   rows: int,
   group: int,
-  expansion: int,
-  steps_ahead: int,
   max_tokens: int,
   end_id: int,
   delimiters: tuple[int, ...],
   verifier: DeviceVerifier,
-  verify_inside: bool,
 ) -> Lines:
   """One search in lanes a problem; pure, to be called inside jit (and inside `shard_map`).
 
@@ -128,125 +128,102 @@ def grow(
       longest completion fits with those of the lanes before it; the first lane always may.
     count: [B] int32, lanes used out of `rows`.
     temperature: scalar; 0 takes the likeliest token.
-    group: lanes that are compared with each other; divides `rows`.
-    expansion: one in so many open lanes of a group stays at a step's end, at least one.
-    steps_ahead: 0, or how many steps a lane is rolled forward to be scored; it is scored as it is
+    expansion: scalar; one in so many open lanes of a group stays at a step's end, at least one.
+    steps_ahead: scalar; 0, or how many steps a lane is rolled forward to be scored; it is scored as it is
       where what is left does not pay for rolling all lanes and finishing them.
+    verify_inside: scalar bool: a problem ends with its first right completion, and lost lanes are
+      dropped.
+    rows: L, the lanes that there is room for.
+    group: lanes that are compared with each other; divides `rows`.
     delimiters: tokens that end a step; the end token does, too.
-    verify_inside: a problem ends with its first right completion, and lost lanes are dropped.
   """
   B, L, C = len(prompts), rows, max_tokens
-  lane_keys = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(L)))(
-    keys
-  ).reshape(B * L)
-  by_lane = lambda x: x.reshape(B, L, *x.shape[1:])  # noqa: E731
+  lane_keys = jax.vmap(lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i), 0, 1)
+  row_keys = lane_keys(jnp.arange(L)).reshape(B * L)
+
+  def by_lane(x: jax.Array) -> jax.Array:
+    return x.reshape(B, L, *x.shape[1:])
 
   def last_token(game: Game) -> jax.Array:
     at = jnp.maximum(game.length - 1, 0)[:, None]
     return by_lane(jnp.take_along_axis(game.completion, at, axis=1)[:, 0])
 
+  def at_step_end(token: jax.Array) -> jax.Array:
+    return jnp.isin(token, jnp.asarray(delimiters))
+
   def won(game: Game) -> jax.Array:
-    return by_lane(verifier.right(game.judge)) if verify_inside else jnp.zeros((B, L), bool)
+    return verify_inside & by_lane(verifier.right(game.judge))
 
-  def walk(game, values, stream, room, temperature, steps: int):
-    """Decodes to the `steps`th step end from here, within room [B, L].
+  def lost(game: Game) -> jax.Array:
+    return verify_inside & by_lane(verifier.lost(game.judge))
 
-    Returns games, values, tokens used [B, L] and how many positions every row went through.
-    """
+  def unsolved(game: Game) -> jax.Array:
+    return ~jnp.any(won(game), axis=1, keepdims=True)
 
-    def open_rows(game, used, ends):
-      moving = (used < room) & (ends < steps)
-      return moving & ~jnp.any(won(game), axis=1, keepdims=True)
+  def walk(
+    state: _State, room: jax.Array, temperature: jax.Array | float, steps: jax.Array | int
+  ) -> _State:
+    """Decodes to the `steps`th step end from here, within room [B, L]; pays for it."""
 
     def token_step(carry):
-      game, values, used, ends, moving, positions = carry
-      numbers = stream.reshape(-1) * C + game.length
+      game, used, ends, moving, positions = carry
+      number = state.stream.reshape(-1) * C + game.length
       noise = jax.vmap(
         lambda key, n: jax.random.gumbel(jax.random.fold_in(key, n), (model.vocab_size,))
-      )(lane_keys, numbers)
+      )(row_keys, number)
       token = jnp.argmax(game.logits + temperature * noise, axis=-1)
-      here = moving.reshape(-1)
-      new = game_lib.advance(model, layers, game, token, here, verifier)
-      written = (jnp.arange(C) == game.length[:, None]) & here[:, None]
-      values = jnp.where(written, new.value[:, None], values)
+      game = game_lib.advance(model, layers, game, token, moving.reshape(-1), verifier)
       token = by_lane(token)
-      over = token == end_id
-      if verify_inside:
-        over |= by_lane(verifier.lost(new.judge))
-      at_end = jnp.isin(token, jnp.asarray(delimiters))
-      ends = jnp.where(moving, jnp.where(over, steps, ends + at_end), ends)
+      ends = ends + jnp.where((token == end_id) | lost(game), steps, at_step_end(token))
       used = used + moving
-      return new, values, used, ends, open_rows(new, used, ends), positions + 1
+      moving = moving & (used < room) & (ends < steps) & unsolved(game)
+      return game, used, ends, moving, positions + 1
 
     nothing = jnp.zeros((B, L), jnp.int32)
-    carry = (game, values, nothing, nothing, open_rows(game, nothing, nothing), jnp.int32(0))
-    game, values, used, _, _, positions = jax.lax.while_loop(
-      lambda c: jnp.any(c[4]), token_step, carry
-    )
-    return game, values, used, positions
+    moving = (room > 0) & unsolved(state.game)
+    carry = (state.game, nothing, nothing, moving, state.positions)
+    game, used, _, _, positions = jax.lax.while_loop(lambda c: jnp.any(c[3]), token_step, carry)
+    return state.replace(game=game, left=state.left - jnp.sum(used, axis=1), positions=positions)
 
   def roll(state: _State, live: jax.Array) -> tuple[_State, jax.Array]:
-    """The scores [B, L] of live lanes some steps further; their rolled tokens are forgotten."""
+    """The scores [B, L] of live lanes some steps further; what is rolled is forgotten again."""
     game = state.game
     need = jnp.where(live, C - by_lane(game.length), 0)
-    affordable = 2 * jnp.sum(need, axis=1, keepdims=True) <= state.left[:, None]
-    rolled, values, used, positions = walk(
-      game, state.values, state.stream, jnp.where(affordable, need, 0), 0.0, steps_ahead
+    paid = 2 * jnp.sum(need, axis=1, keepdims=True) <= state.left[:, None]
+    rolled = walk(state, jnp.where(paid & (steps_ahead > 0), need, 0), 0.0, steps_ahead)
+    stays = (won(rolled.game) & live).reshape(-1)  # a right end that was found on the way
+    # The cache keeps what was rolled: a row sees no slot behind its own position.
+    kept = jax.tree.map(
+      lambda new, old: jnp.where(stays.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+      rolled.game.replace(cache=()),
+      game.replace(cache=()),
     )
-    # The cache may keep what was rolled: a row sees no slot behind its own position.
-    kept = (won(rolled) & live).reshape(-1)
-    pick = lambda new, old: jnp.where(expand(kept, new), new, old)  # noqa: E731
-    back = jax.tree.map(pick, rolled.replace(cache=()), game.replace(cache=()))
-    state = state.replace(
-      game=back.replace(cache=rolled.cache),
-      values=pick(values, state.values),
-      left=state.left - jnp.sum(used, axis=1),
-      positions=state.positions + positions,
-    )
-    return state, by_lane(rolled.value)
+    score = by_lane(rolled.game.value)
+    return rolled.replace(game=kept.replace(cache=rolled.game.cache)), score
 
   def one_round(state: _State) -> _State:
     opened = state.room > 0
-    game, values, used, positions = walk(
-      state.game, state.values, state.stream, state.room, temperature, 1
-    )
-    state = state.replace(
-      game=game,
-      values=values,
-      left=state.left - jnp.sum(used, axis=1),
-      round=state.round + 1,
-      positions=state.positions + positions,
-    )
-    token, length = last_token(game), by_lane(game.length)
-    ended = token == end_id
-    live = opened & jnp.isin(token, jnp.asarray(delimiters)) & (length < C)
-    free = opened & ~ended
-    if verify_inside:
-      live &= ~by_lane(verifier.lost(game.judge))
-      free = opened & ~won(game)
-    score = by_lane(game.value)
-    if steps_ahead:
-      state, score = roll(state, live)
-    open_problem = ~jnp.any(won(state.game), axis=1, keepdims=True)
-    live, free = live & open_problem, free & open_problem
-    in_groups = lambda x: x.reshape(B, -1, group)  # noqa: E731
-    source, rank = spawn(*map(in_groups, (score, live, free)), expansion)
-    source = (source + group * jnp.arange(L // group)[:, None]).reshape(B, L)
+    state = walk(state, state.room, temperature, 1).replace(round=state.round + 1)
+    game, token = state.game, last_token(state.game)
+    free = opened & ((token != end_id) | lost(game))
+    live = free & at_step_end(token) & (by_lane(game.length) < C) & ~lost(game)
+    state, score = roll(state, live)
+    free, live = free & unsolved(state.game), live & unsolved(state.game)
+    groups = [x.reshape(B, -1, group) for x in (score, live, free)]
+    source, rank = spawn(*groups, expansion)
+    number = jnp.arange(L // group)[:, None]
     # The groups' best lanes come first, then their second best ones.
-    rank = rank * (L // group) + jnp.arange(L // group)[:, None]
-    return copy(state, source, rank.reshape(B, L))
+    rank = (rank * len(number) + number).reshape(B, L)
+    return copy(state, (source + group * number).reshape(B, L), rank)
 
   def copy(state: _State, source: jax.Array, rank: jax.Array) -> _State:
-    """Rows [B, L] become their sources; those of the lowest ranks that can be paid for go on."""
+    """Lanes become their sources [B, L]; those of the lowest ranks that can be paid for go on."""
     row = (source + L * jnp.arange(B)[:, None]).reshape(-1)
-    game, values = jax.tree.map(lambda x: x[row], (state.game, state.values))
-    moved = source != jnp.arange(L)
-    need = C - by_lane(game.length)
+    game = jax.tree.map(lambda x: x[row], state.game)
     return state.replace(
       game=game,
-      values=values,
-      stream=jnp.where(moved, state.round, state.stream),
-      room=afford(need, rank, rank < L, state.left),
+      stream=jnp.where(source != jnp.arange(L), state.round, state.stream),
+      room=afford(C - by_lane(game.length), rank, rank < L, state.left),
     )
 
   game = game_lib.start(model, layers, prompts, prompt_length, judge, C)
@@ -255,7 +232,6 @@ def grow(
   used = (lane < count[:, None]) & (prompt_length > 0)[:, None]
   state = _State(
     game=game,
-    values=jnp.zeros((B * L, C)),
     stream=jnp.zeros((B, L), jnp.int32),
     room=afford(jnp.full((B, L), C), lane, used, budget),
     left=budget,
@@ -270,14 +246,14 @@ def grow(
     length=length,
     finished=(length > 0) & (last_token(game) == end_id),
     right=by_lane(verifier.right(game.judge)),
-    values=by_lane(state.values),
+    values=by_lane(game.values),
     forward_tokens=budget - state.left,
     positions=jnp.broadcast_to(L * state.positions, (B,)),
   )
 
 
 def spawn(
-  score: jax.Array, live: jax.Array, free: jax.Array, expansion: int
+  score: jax.Array, live: jax.Array, free: jax.Array, expansion: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
   """Who stays at a step's end, and who takes the lanes of those that do not.
 
@@ -291,8 +267,8 @@ def spawn(
 
   Returns:
     source [B, G, W] int32, the lane of the group that each lane becomes; and rank [B, G, W] int32,
-    their order: those that stay, by score, then the spawned. A lane that is not free, or whose group
-    has nothing live, stays what it is at a rank of W.
+    their order: those that stay, by score, then the spawned. A lane that is not free, or whose
+    group has nothing live, stays what it is at a rank of W.
   """
   W = score.shape[-1]
   by_score = jnp.argsort(jnp.where(live, -score, jnp.inf), axis=-1, stable=True)
@@ -326,7 +302,3 @@ def afford(need: jax.Array, rank: jax.Array, wanted: jax.Array, left: jax.Array)
   first = wanted & (total == need)
   fits = total <= left[:, None]
   return jnp.where(fits, need, jnp.where(first, left[:, None], 0))
-
-
-def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
-  return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

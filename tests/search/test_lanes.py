@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import Program
@@ -22,18 +23,18 @@ def keys_of(count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def grown(engine1, params, problems):
+def grown(engine8, params8, problems):
   """Searches in lanes of the eight problems, each with the key of its number."""
-  held = engine1.gather(params)
+  held = engine8.gather(params8)
 
   def grow(strategy, budget=UNBOUND, count=8, temperature=1.0, lanes=LANES, inside=False, seed=0):
     B = len(problems)
-    return engine1.lanes(
+    return engine8.lanes(
       held,
-      engine1.encode(problems, B),
+      engine8.encode(problems, B),
       keys_of(B, seed),
       np.full(B, budget, np.int32),
-      np.full(B, count, np.int32),
+      np.int32(count) + np.zeros(B, np.int32),
       temperature,
       strategy,
       lanes,
@@ -50,19 +51,20 @@ def texts(lines):
   ]
 
 
-def test_one_lane_at_temperature_0_is_greedy(grown, engine1, params, problems):
-  lines = grown("beam", budget=30, count=1, temperature=0.0)
-  batch, keys = engine1.encode(problems, 8), jax.random.split(jax.random.key(0), 8)
-  greedy = engine1.decode(engine1.gather(params), batch, keys, 0.0)
-  np.testing.assert_array_equal(lines.completion[:, 0], greedy["completion"])
-  np.testing.assert_array_equal(lines.forward_tokens, greedy["length"])
+def test_one_lane_at_temperature_0_is_greedy(grown, engine8, params8, problems):
+  lines = grown("beam", budget=240, count=np.array([1] * 7 + [8]), temperature=0.0)
+  greedy = engine8.decode(
+    engine8.gather(params8), engine8.encode(problems, 8), keys_of(8), temperature=0.0
+  )
+  np.testing.assert_array_equal(lines.completion[:7, 0], greedy["completion"][:7])
+  np.testing.assert_array_equal(lines.forward_tokens[:7], greedy["length"][:7])
 
 
-def test_lanes_of_which_none_is_dropped_are_plain_samples(grown, engine1, params, problems):
-  lines = grown("beam", lanes=Lanes(width=8, expansion=1))
-  held, batch = engine1.gather(params), engine1.encode(problems, 8)
+def test_lanes_of_which_none_is_dropped_are_plain_samples(grown, engine8, params8, problems):
+  lines = grown("beam", lanes=Lanes(width=8, expansion=1), temperature=0.4)
+  held, batch = engine8.gather(params8), engine8.encode(problems, 8)
   samples = [
-    engine1.decode(held, batch, jax.vmap(jax.random.fold_in)(keys_of(8), np.full(8, lane)), 1.0)
+    engine8.decode(held, batch, jax.vmap(jax.random.fold_in)(keys_of(8), np.full(8, lane)), 0.4)
     for lane in range(8)
   ]
   whole = np.all([sample["finished"] for sample in samples], axis=0)
@@ -72,16 +74,16 @@ def test_lanes_of_which_none_is_dropped_are_plain_samples(grown, engine1, params
 
 
 @pytest.fixture(scope="module")
-def says(engine1, params, problems):
+def says(engine8, params, problems):
   """What the model says behind a text of problem b, recomputed: log-probabilities, P(right)."""
-  model = bind(engine1.model, engine1.tokenizer.vocab_size, params)
-  batch = engine1.encode(problems, 8)
-  size = engine1.max_prompt + engine1.max_tokens
+  model = bind(engine8.model, engine8.tokenizer.vocab_size, params)
+  batch = engine8.encode(problems, 8)
+  size = engine8.max_prompt + engine8.max_tokens
   mask = np.tril(np.ones((1, size, size), bool))
 
   @jax.jit
   def network(tokens, last):
-    output = model(tokens, np.arange(size)[None], mask)
+    output = model(tokens, jnp.arange(size)[None], mask)
     logits, value = output.logits[0, last], output.value_logits[0, last]
     return jax.nn.log_softmax(logits), jax.nn.sigmoid(value)
 
@@ -96,13 +98,13 @@ def says(engine1, params, problems):
 
 
 @pytest.fixture(scope="module")
-def oracle(engine1, says):
+def oracle(engine8, says):
   """The same searches in plain Python, every value recomputed from its text."""
-  C, end, delimiters = engine1.max_tokens, engine1.tokenizer.end_id, engine1.delimiters
+  C, end, delimiters = engine8.max_tokens, engine8.tokenizer.end_id, engine8.delimiters
   noise = jax.jit(
     lambda b, lane, n: jax.random.gumbel(
       functools.reduce(jax.random.fold_in, (b, lane, n), jax.random.key(0)),
-      (engine1.tokenizer.vocab_size,),
+      (engine8.tokenizer.vocab_size,),
     )
   )
 
@@ -215,14 +217,14 @@ def test_no_more_is_given_than_is_left(seed):
   assert np.all(room[some].sum(axis=1) > 0)
 
 
-def test_who_hears_the_verifier_stops_at_the_first_right_end(grown, engine1, problems):
+def test_who_hears_the_verifier_stops_at_the_first_right_end(grown, engine8, problems):
   heard, alone = grown("beam", inside=True), grown("beam")
   right = heard.right.any(axis=1)
   assert right[:4].all() and not (heard.finished & ~heard.right).any()
   assert np.all(heard.forward_tokens[:4] < alone.forward_tokens[:4])
   for b, row in enumerate(texts(heard)):
     for lane, text in enumerate(row):
-      verdict = grade(engine1.task, engine1.tokenizer, problems[b], text)
+      verdict = grade(engine8.task, engine8.tokenizer, problems[b], text)
       assert verdict.right == heard.right[b, lane]
 
 
@@ -230,13 +232,20 @@ def test_a_token_copies_no_cache_and_nothing_is_communicated(engine8, params8, p
   batch = engine8.encode(problems, 8) | {
     "keys": np.asarray(jax.random.key_data(keys_of(8))),
     "budget": np.full(8, 240, np.int32),
-    "count": np.full(8, 4, np.int32),
+    "count": np.full(8, 8, np.int32),
   }
-  grow = engine8._grow(4, 4, 4, 1, False)
-  placed = shard_batch(engine8.mesh, batch)
-  text = grow.lower(engine8.gather(params8), placed, np.float32(1.0)).compile().as_text()
+  grow = engine8._grow(8, 8)
+  lowered = grow.lower(
+    engine8.gather(params8),
+    shard_batch(engine8.mesh, batch),
+    np.float32(1),
+    np.int32(4),
+    np.int32(1),
+    np.True_,
+  )
+  text = lowered.compile().as_text()
   program, model = Program(text), engine8.model
   slots = engine8.max_prompt + engine8.max_tokens + 1
-  cache = (4, model.num_kv_heads, slots, model.head_dim)
+  cache = (8, model.num_kv_heads, slots, model.head_dim)
   assert program.innermost and not program.collectives
   assert not program.copies_in_loops(cache, innermost=True)
