@@ -76,7 +76,7 @@ def grid(way: Way) -> list[dict[str, Any]]:
 
 
 def search_arguments(way: Way, setting: dict[str, Any], play: PlayConfig) -> dict[str, Any]:
-  """A way with a setting of its grid, or for `auto` with {"plan": ...}, as arguments of `search`."""
+  """A way with a setting of its grid (`auto`: with {"plan": ...}) as arguments of `search`."""
   knobs = {name: setting[name] for name in TREE_KNOBS if name in setting}
   tree = dataclasses.replace(play.tree, **knobs)
   return {

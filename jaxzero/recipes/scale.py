@@ -49,10 +49,11 @@ def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) ->
     _same_task(experiment, larger)
   with Run(folder, experiment) as run:
     run.go_on()
-    result = _record(Study(run, config), larger)
+    study = Study(run, config)
+    result = _record(study, larger)
     write_json(run.folder / "scale.json", result)
-    plans = {rights: one["plan"] for rights, one in result["auto"].items()}
-    if plans:
+    if study.plans:
+      plans = {way.rights: one["plan"] for way, one in study.plans.items()}
       write_json(run.folder / "plan.json", plans)
     if is_primary():
       write_pictures(result, run.folder / "scale")
@@ -108,7 +109,7 @@ def _record(study: Study, larger: Rival | None) -> dict[str, Any]:
     "train_time": _train_time(study, stages),
     "larger": against,
     "transfer": transfer,
-    "prm": prm,
+    "prm": _prm(run),
     "ledger": run.ledger,
     "wall_s": time.monotonic() - begin,
   }
@@ -133,8 +134,7 @@ def _describe(
   }
 
 
-def _comparisons(
-  study: Study, rows: Mapping[Way, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _comparisons(study: Study, rows: Mapping[Way, list[dict[str, Any]]]) -> list[dict[str, Any]]:
   """Tree search, and the best of N, against all else that has the same rights or none."""
   return [
     {
@@ -150,7 +150,9 @@ def _comparisons(
   ]
 
 
-def _against_larger(study: Study, rival: Rival | None, rows: Mapping[Way, list[dict[str, Any]]]) -> dict[str, Any] | None:
+def _against_larger(
+  study: Study, rival: Rival | None, rows: Mapping[Way, list[dict[str, Any]]]
+) -> dict[str, Any] | None:
   """The larger model's greedy answers, and each of the small one's searches against them."""
   if rival is None:
     return None
@@ -235,6 +237,12 @@ def _auto(study: Study, rows: Mapping[Way, list[dict[str, Any]]]) -> dict[str, A
     for way in rows
     if way.strategy == "auto" and (other := Way("best_of_n", way.rights)) in rows
   }
+
+
+def _prm(run: Run) -> dict[str, Any] | None:
+  """RUN/prm.json, for the report; the study has read it before."""
+  path = run.folder / "prm.json"
+  return json.loads(read_bytes(path)) if path.exists() else None
 
 
 def _same_task(experiment: Experiment, larger: Rival) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.evals.curves import pack, rights
 from jaxzero.evals.evaluate import evaluate

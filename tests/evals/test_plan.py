@@ -2,10 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
+from jaxzero.search.plan import Approach, Plan
 
 from jaxzero.errors import UserError
 from jaxzero.evals.plan import Candidate, chains, fit, make_plan
-from jaxzero.search.plan import Approach, Plan
 
 
 def brute(bins, candidates, wanted):
