@@ -259,7 +259,12 @@ def play_round(engine: Any, _: Any, config: Any, seed: int, round: int, step: in
         forward_tokens=moves,
         model_step=step,
         search=dataclasses.asdict(config.play),
-        tree=None,
+        tree_parent=np.arange(-1, moves, dtype=np.int32),
+        tree_token=np.asarray([0, *tokens], np.int32),
+        tree_prior=np.zeros(moves + 1, np.float32),
+        tree_visits=np.ones(moves + 1, np.int32),
+        tree_value=np.full(moves + 1, 0.5, np.float32),
+        tree_verdict=np.asarray([-1] * moves + [1], np.int8),
       )
     )
   figures = {"flops": 1e6, "episodes": len(episodes), "mean_forward_tokens": 10.0}

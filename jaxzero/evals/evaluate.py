@@ -12,7 +12,9 @@ import numpy as np
 from jaxzero.evals.stats import wilson
 from jaxzero.models.transformer import Params
 from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
+from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.request import SearchResult, hears_verifier
 from jaxzero.search.strategies import search
@@ -34,6 +36,9 @@ def evaluate(
   verify_inside: bool | None = None,
   choice: Choice = Choice(),
   samples: int | None = None,
+  lanes: Lanes = Lanes(),
+  accept: float | None = None,
+  plan: Plan | None = None,
 ) -> tuple[dict[str, Any], list[SearchResult]]:
   """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
   begin = time.monotonic()
@@ -50,6 +55,9 @@ def evaluate(
     verify_inside,
     choice,
     samples,
+    lanes,
+    accept,
+    plan,
   )
   solved = sum(result.right for result in results)
   forward_tokens = [result.forward_tokens for result in results]

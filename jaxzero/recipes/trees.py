@@ -10,7 +10,7 @@ from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params
 from jaxzero.search import one_tree
 from jaxzero.search.config import PATH_ORDERS
-from jaxzero.search.record import to_dict
+from jaxzero.search.record import to_dict, trim
 from jaxzero.search.request import Request
 from jaxzero.tasks.transcript import parse_completion
 
@@ -38,7 +38,7 @@ def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
     prompt, completion = result.problem.prompt, parse_completion(engine.tokenizer, result.tokens)[0]
     trees.append(
       {
-        **to_dict(tree, [], engine.tokenizer, prompt, result.tokens[0]),
+        **to_dict(trim(tree), engine.tokenizer, prompt, result.tokens[0]),
         "answer": completion.answer,
         "thinking": " ; ".join(completion.steps),
         "correct": result.right,

@@ -16,6 +16,7 @@ from jaxzero.errors import UserError
 from jaxzero.files import PathLike, as_path, read_bytes, tree
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import from_dict
+from jaxzero.search.record import NO_END, RIGHT, path_to
 from jaxzero.selfplay.episode import Episode, validate
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.tasks.base import Task
@@ -199,3 +200,11 @@ def _judge(task: Task, tokenizer: Tokenizer, episode: Episode) -> None:
     len(episode.harvested) and not grade(task, tokenizer, problem, episode.harvested.tolist()).right
   ):
     raise UserError(f"{episode.episode_id}: its harvested solution is not right")
+  tree = episode.tree
+  for node in (tree.verdict != NO_END).nonzero()[0].tolist():
+    verdict = grade(task, tokenizer, problem, tree.token[path_to(tree, node)].tolist())
+    if verdict.right != (tree.verdict[node] == RIGHT):
+      raise UserError(
+        f"{episode.episode_id}: node {node} of its tree has the verdict {tree.verdict[node]}, the "
+        f"verifier: {verdict}"
+      )

@@ -30,10 +30,10 @@ from jaxzero.search import game as game_lib
 from jaxzero.search import lanes as lanes_lib
 from jaxzero.search import play as play_lib
 from jaxzero.search import think as think_lib
-from jaxzero.search.config import PATH_ORDERS, TreeConfig
+from jaxzero.search.config import PATH_ORDERS, Lanes, TreeConfig
 from jaxzero.search.expand import Weights
-from jaxzero.search.lanes import Lanes
 from jaxzero.search.play import PlayConfig
+from jaxzero.search.tree import compact
 from jaxzero.tasks.base import Problem, Task
 from jaxzero.tasks.transcript import encode_prompt
 from jaxzero.tokenizers import Tokenizer
@@ -335,7 +335,7 @@ class Engine:
       insight = think_lib.conclude(out, config, self._verifier, self.tokenizer.end_id)
       return new, insight, out.frontier.tree
 
-    on_mesh = self._on_mesh(swap)
+    on_mesh, records = self._on_mesh(swap), self._on_mesh(lambda _, tree: compact(tree))
     return Thinker(
       start=jax.jit(self._on_mesh(start)),
       advance=jax.jit(self._on_mesh(advance), donate_argnums=1),
@@ -343,6 +343,7 @@ class Engine:
         lambda params, thoughts, fresh, weights: on_mesh(params, (thoughts, fresh), weights),
         donate_argnums=1,
       ),
+      record=jax.jit(lambda tree: records((), tree)),
     )
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
@@ -401,12 +402,13 @@ class Engine:
 
 @dataclasses.dataclass(frozen=True)
 class Thinker:
-  """Compiled: start(params, batch, weights), advance(params, thoughts, weights, quota) and
-  swap(params, thoughts, fresh, weights)."""
+  """Compiled: start(params, batch, weights), advance(params, thoughts, weights, quota),
+  swap(params, thoughts, fresh, weights) and record(tree)."""
 
   start: Any
   advance: Any
   swap: Any
+  record: Any
 
 
 def make_weights(config: TreeConfig, temperature: float) -> Weights:

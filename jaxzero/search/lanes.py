@@ -14,64 +14,15 @@ A lane that has ended stays where it is, out of the beam. Cache rows are copied 
 
 from __future__ import annotations
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxzero.errors import UserError
 from jaxzero.models.scored import Model
 from jaxzero.models.transformer import Block
 from jaxzero.search import game as game_lib
 from jaxzero.search.game import Game
 from jaxzero.tasks.base import DeviceVerifier
-
-LANES = ("beam", "dvts", "lookahead")
-
-
-@dataclasses.dataclass(frozen=True)
-class Lanes:
-  """How wide a step-level search is."""
-
-  width: int = 64
-  """Most lanes a problem; a budget that does not pay for so many whole completions has fewer."""
-  expansion: int = 4
-  """M: one lane in so many stays at a step's end, and spawns so many."""
-  steps_ahead: int = 1
-  """`lookahead`: how many steps a lane is rolled forward before it is scored."""
-
-  def check(self) -> None:
-    """Raises UserError for lanes that cannot run."""
-    if not 1 <= self.width <= 1024:
-      raise UserError(f"lanes.width={self.width} must lie in 1..1024.")
-    if self.expansion < 1 or self.steps_ahead < 1:
-      raise UserError(
-        f"lanes.expansion={self.expansion} and lanes.steps_ahead={self.steps_ahead} must be at "
-        "least 1."
-      )
-
-  def ahead(self, strategy: str) -> int:
-    return self.steps_ahead if strategy == "lookahead" else 0
-
-  def count(self, strategy: str, budget: int, longest: int) -> int:
-    """The most lanes whose whole completions, rolled steps included, fit into a budget.
-
-    A multiple of the expansion where there are more lanes than that; at least one.
-    """
-    count = min(self.width, budget // (longest * (1 + self.ahead(strategy))))
-    return max(1, count - count % self.expansion if count > self.expansion else count)
-
-  def rows(self, count: int) -> int:
-    """Cache rows a problem for so many lanes: few sizes, so that budgets share programs."""
-    rows = 1 if count == 1 else self.expansion
-    while rows < count:
-      rows *= 2
-    return rows
-
-  def group(self, strategy: str, rows: int) -> int:
-    """Lanes of one group."""
-    return min(self.expansion, rows) if strategy == "dvts" else rows
 
 
 @chex.dataclass(frozen=True)
@@ -129,8 +80,8 @@ def grow(
     count: [B] int32, lanes used out of `rows`.
     temperature: scalar; 0 takes the likeliest token.
     expansion: scalar; one in so many open lanes of a group stays at a step's end, at least one.
-    steps_ahead: scalar; 0, or how many steps a lane is rolled forward to be scored; it is scored as it is
-      where what is left does not pay for rolling all lanes and finishing them.
+    steps_ahead: scalar; 0, or how many steps a lane is rolled forward to be scored; it is scored as
+      it is where what is left does not pay for rolling all lanes and finishing them.
     verify_inside: scalar bool: a problem ends with its first right completion, and lost lanes are
       dropped.
     rows: L, the lanes that there is room for.

@@ -22,7 +22,7 @@ def run(request: Request) -> list[SearchResult]:
 
 
 def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], list[Any]]:
-  """The results, and the trees of the first `keep_trees` problems, as `pool.think` gives them."""
+  """The results, and the records of the first `keep_trees` problems' trees."""
   if request.samples is not None:
     raise UserError(
       f"samples={request.samples} counts tries, and {request.strategy} grows one tree; leave it "
@@ -32,7 +32,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
   # Few sizes of tree, so that budgets share compiled functions; the limit is the budget's own.
   capacity = max(64, 1 << (request.positions - 1).bit_length())
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-    jax.random.key(request.seed), np.arange(count)
+    jax.random.key(request.seed), request.key_numbers
   )
   with bar(f"{request.strategy}, budget {request.budget}", count, "problems") as progress:
     thinking = think(
@@ -40,7 +40,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
       request.params,
       request.asked,
       keys,
-      request.positions,
+      request.caps,
       request.settings.tree.along_paths(request.order, capacity),
       request.inside,
       # Sampling is noise from the root down; the other orders take what looks best.
@@ -48,6 +48,7 @@ def grow(request: Request, keep_trees: int = 0) -> tuple[list[SearchResult], lis
       temperature=request.temperature,
       batch_size=request.batch_size,
       keep_trees=keep_trees,
+      compact=True,
       progress=progress.advance,
     )
   insight: Any = thinking.insight  # numpy

@@ -26,7 +26,7 @@ class Thinking:
   """What many problems came to, in their order: all of them, or this host's share."""
 
   insight: Insight  # numpy, [n, ...]
-  trees: list[Any]  # of those of the first problems that are here, host arrays of one row
+  trees: list[Any]  # of those of the first problems that are here: a `Tree` or `Record` of one row
   positions: float  # put through the model, prompts and idle rows too
   occupancy: float  # share of the positions after the prompts that made a node
 
@@ -43,6 +43,7 @@ def think(
   temperature: float = 1.0,
   batch_size: int = 128,
   keep_trees: int = 0,
+  compact: bool = False,
   refill: int = REFILL,
   progress: Callable[[float], Any] = lambda count: None,
   everywhere: bool = True,
@@ -56,6 +57,7 @@ def think(
     noise: scale of the Gumbel noise on the root's edges.
     temperature: of the policy that the search follows.
     keep_trees: how many of the first problems' trees to return.
+    compact: trees are returned as `Record`s, all that the data set needs of them.
     refill: rows wait for each other until one in so many is done; 1: a batch at a time.
     progress: told of the problems that were finished, at the same points on every host.
     everywhere: whether every host gets what all problems came to, or only those of its share.
@@ -88,6 +90,7 @@ def think(
     host = hosts.take(insight)
     own |= {n: _row(host, row) for row, n in enumerate(host.number.tolist()) if n >= 0}
     if any(0 <= n < keep_trees for n in host.number):
+      tree = thinker.record(tree) if compact else tree
       kept = hosts.take(tree)
       trees |= {
         n: _row(kept, row) for row, n in enumerate(host.number.tolist()) if 0 <= n < keep_trees

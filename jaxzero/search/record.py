@@ -1,70 +1,90 @@
-"""A search tree as a plain dict: what people look at and what is kept in the data set."""
+"""A search tree as small arrays, what the data set keeps, and as a dict, what people look at."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxzero.search.tree import Tree
-from jaxzero.tokenizers import Tokenizer
+if TYPE_CHECKING:
+  from jaxzero.tokenizers import Tokenizer
+
+NO_END, WRONG, RIGHT, UNVERIFIED = -1, 0, 1, 2
+"""A node's verdict; an end is wrong also where it is only known to be lost, or out of room."""
 
 
-def to_dict(
-  tree: Tree, prefix: list[int], tokenizer: Tokenizer, problem: str, chosen: int
-) -> dict[str, Any]:
-  """One tree (one row, on the host) as JSON-able values.
+class Record(NamedTuple):
+  """One tree of M nodes in the order in which they were made, the root first.
+
+  On the device each array has a leading axis for the trees, and M slots for each of them.
+  """
+
+  parent: Any  # [M] int32; -1: the root, or a slot that holds no node
+  token: Any  # [M] int32; 0 at the root
+  prior: Any  # [M] float32: log-probability of the token after its parent; 0 at the root
+  visits: Any  # [M] int32
+  value: Any  # [M] float32: mean return over the visits, an end's verdict, or the value head's word
+  verdict: Any  # [M] int8
+
+
+def trim(record: Record) -> Record:
+  """One tree of a batch (numpy, M slots) without the slots that hold no node."""
+  size = 1 + int((record.parent >= 0).sum())
+  return Record(*(x[:size].copy() for x in record))
+
+
+def path_to(record: Record, node: int) -> list[int]:
+  """The nodes from below the root to `node`; [] for the root."""
+  path = []
+  while node > 0:
+    path.append(node)
+    node = int(record.parent[node])
+  return path[::-1]
+
+
+def follow(record: Record, tokens: np.ndarray) -> list[int] | None:
+  """The nodes of a completion `tokens` [T], or None where the tree has no such path."""
+  below = zip(record.parent.tolist(), record.token.tolist(), strict=True)
+  edges = {edge: node for node, edge in enumerate(below)}
+  path, node = [], 0
+  for token in tokens.tolist():
+    if (node, token) not in edges:
+      return None
+    node = edges[node, token]
+    path.append(node)
+  return path
+
+
+def to_dict(record: Record, tokenizer: Tokenizer, problem: str, chosen: int) -> dict[str, Any]:
+  """One tree (on the host, trimmed) as JSON-able values.
 
   Args:
-    tree: numpy leaves, [M, ...].
-    prefix: the completion's tokens above the root.
     chosen: the token played from the root.
 
   Returns:
-    {"problem", "prefix", "num_simulations" (nodes grown), "nodes": [{"id", "parent", "token",
-    "prior", "visits", "value", "terminal", "right", "order"}], "chosen": node id or None}. Nodes
-    are in the order in which they were made.
+    {"problem", "prefix" (""), "num_simulations" (nodes grown), "nodes": [{"id", "parent", "token",
+    "prior", "visits", "value", "terminal", "right" (None: not verified), "order"}], "chosen": node
+    id or None}. Nodes are in the order in which they were made.
   """
-  nodes = [_node(tree, 0, -1, "", 1.0)]
-  ids = {0: 0}
-  chosen_id = None
-  for index in range(1, len(tree.parent)):
-    parent, action = int(tree.parent[index]), int(tree.action[index])
-    if parent not in ids or tree.terminal[parent] or tree.children[parent, action] != index:
-      continue
-    ids[index] = len(nodes)
-    token = int(tree.token[index])
-    prior = float(np.exp(tree.prior_logits[parent, action]))
-    if parent == 0 and token == chosen:
-      chosen_id = ids[index]
-    nodes.append(
-      _node(tree, index, ids[parent], tokenizer.render([token]), prior)
-      | {
-        "id": ids[index],
-        "order": ids[index],
-      }
-    )
+  nodes = [
+    {
+      "id": node,
+      "parent": int(record.parent[node]),
+      "token": tokenizer.render([int(record.token[node])]) if node else "",
+      "prior": round(float(np.exp(record.prior[node])), 5),
+      "visits": int(record.visits[node]),
+      "value": round(float(record.value[node]), 5),
+      "terminal": bool(record.verdict[node] != NO_END),
+      "right": {WRONG: False, RIGHT: True}.get(int(record.verdict[node])),
+      "order": node,
+    }
+    for node in range(len(record.parent))
+  ]
+  path = follow(record, np.array([chosen]))
   return {
     "problem": problem,
-    "prefix": tokenizer.render(prefix),
+    "prefix": "",
     "num_simulations": len(nodes) - 1,
     "nodes": nodes,
-    "chosen": chosen_id,
-  }
-
-
-def _node(tree: Tree, index: int, parent: int, token: str, prior: float) -> dict[str, Any]:
-  terminal = bool(tree.terminal[index])
-  # A terminal's value is the reward on its edge, where the verifier spoke.
-  verified = terminal and float(tree.discount[index]) == 0.0
-  return {
-    "id": 0,
-    "parent": parent,
-    "token": token,
-    "prior": round(prior, 5),
-    "visits": int(tree.visits[index]),
-    "value": round(float(tree.reward[index] if verified else tree.value[index]), 5),
-    "terminal": terminal,
-    "right": bool(tree.right[index]) if verified else None,
-    "order": 0,
+    "chosen": path[0] if path else None,
   }

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
 from jaxzero.search.budget import Budget
 from jaxzero.search.choose import Choice, Finished, choose
-from jaxzero.search.config import VALUE_ORDERS
+from jaxzero.search.config import PATH_ORDERS, VALUE_ORDERS, Lanes
 from jaxzero.search.engine import Engine
+from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import grade, parse_completion
@@ -20,7 +23,7 @@ ONE_TRY = ("greedy", "sample")
 DEAF = (*ONE_TRY, "majority")
 """Strategies that never hear the verifier."""
 TRIES = (*DEAF, "best_of_n")
-"""Strategies that decode whole completions, one after the other."""
+"""Strategies that decode one whole completion after the other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Request:
   verify_inside: bool | None = None
   choice: Choice = Choice()
   samples: int | None = None
+  lanes: Lanes = Lanes()
+  accept: float | None = None
+  plan: Plan | None = None
+  numbers: np.ndarray | None = None  # [n] int32: what problems' keys fold in; default: their places
+  limits: np.ndarray | None = None  # [n] int32 positions, within the budget; default: all of it
 
   def __post_init__(self):
     Budget(self.budget).positions(self.engine.tokens_per_position)
@@ -69,7 +77,19 @@ class Request:
       )
     if self.samples is not None and self.samples < 1:
       raise UserError(f"samples={self.samples} must be at least 1.")
+    if self.accept is not None:
+      self._check_accept(self.accept)
+    self.lanes.check()
     self._check_rights()
+
+  def _check_accept(self, accept: float) -> None:
+    if not 0.0 <= accept <= 1.0:
+      raise UserError(f"accept={accept} is a score to stop at; it must lie in 0..1.")
+    if self.grows_one_tree:
+      raise UserError(
+        f"accept={accept} stops strategies that try again, and {self.strategy} grows one tree to "
+        "its end; leave it out."
+      )
 
   def _check_rights(self) -> None:
     score, inside = self.choice.score, self.verify_inside
@@ -94,6 +114,23 @@ class Request:
   def order(self) -> str:
     """The order in which a tree grows: the strategy's own, or that of `mcts` as configured."""
     return self.settings.tree.order if self.strategy == "mcts" else self.strategy
+
+  @property
+  def grows_one_tree(self) -> bool:
+    """Whether a problem gets one tree that grows along its paths."""
+    return self.order in PATH_ORDERS
+
+  @property
+  def key_numbers(self) -> np.ndarray:
+    """[n] int32: what each problem's key folds in."""
+    return np.arange(len(self.problems)) if self.numbers is None else self.numbers
+
+  @property
+  def caps(self) -> np.ndarray:
+    """[n] int32: each problem's cap in token positions."""
+    if self.limits is None:
+      return np.full(len(self.problems), self.positions, np.int32)
+    return self.limits
 
   @property
   def positions(self) -> int:

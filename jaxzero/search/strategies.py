@@ -13,17 +13,22 @@ from collections.abc import Callable, Sequence
 
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import Params
-from jaxzero.search import one_tree, tries
+from jaxzero.search import auto, one_tree, tries
 from jaxzero.search.choose import Choice
-from jaxzero.search.config import VALUE_ORDERS
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
+from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.request import Request, SearchResult
 from jaxzero.tasks.base import Problem
 
 
 def _mcts(request: Request) -> list[SearchResult]:
-  return (tries if request.order in VALUE_ORDERS else one_tree).run(request)
+  return (one_tree if request.grows_one_tree else tries).run(request)
+
+
+def _auto(request: Request) -> list[SearchResult]:
+  return auto.run(request, RUNNERS)
 
 
 RUNNERS: dict[str, Callable[[Request], list[SearchResult]]] = {
@@ -34,7 +39,11 @@ RUNNERS: dict[str, Callable[[Request], list[SearchResult]]] = {
   "shared_samples": one_tree.run,
   "without_replacement": one_tree.run,
   "best_first": one_tree.run,
+  "beam": tries.run,
+  "dvts": tries.run,
+  "lookahead": tries.run,
   "mcts": _mcts,
+  "auto": _auto,
 }
 STRATEGIES = tuple(RUNNERS)
 
@@ -52,6 +61,9 @@ def search(
   verify_inside: bool | None = None,
   choice: Choice = Choice(),
   samples: int | None = None,
+  lanes: Lanes = Lanes(),
+  accept: float | None = None,
+  plan: Plan | None = None,
 ) -> list[SearchResult]:
   """Answers problems by one strategy, all batched and jitted.
 
@@ -67,6 +79,10 @@ def search(
     choice: which of the finished completions is the answer. `majority` votes by count whatever it
       says, and never hears the verifier.
     samples: at most so many tries; default: as many as the budget pays for.
+    lanes: how wide `beam`, `dvts` and `lookahead` are. They are tried again, on other seeds, with
+      what they leave of the budget.
+    accept: strategies that try again, and `auto`, stop where a finished completion scores so much.
+    plan: of `auto`; default: `plan.HEARD` or `plan.UNHEARD`.
 
   Raises:
     UserError: an unknown strategy, a budget that pays for nothing, a seed beyond 31 bits, or
@@ -87,5 +103,8 @@ def search(
     verify_inside,
     choice,
     samples,
+    lanes,
+    accept,
+    plan,
   )
   return RUNNERS[strategy](request) if problems else []

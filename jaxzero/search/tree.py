@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import mctx
 
+from jaxzero.search.record import NO_END, RIGHT, UNVERIFIED, WRONG, Record
+
 NO_NODE = -1
 
 
@@ -240,4 +242,23 @@ def view(
     embeddings=None,
     root_invalid_actions=invalid.reshape(-1, children.shape[-1]),
     extra_data=extra,
+  )
+
+
+def compact(tree: Tree) -> Record:
+  """Trees grown along their paths [B, M, ...], as records of M slots; pure, for the device."""
+  above = jnp.maximum(tree.parent, 0)[..., None]
+  priors = jnp.take_along_axis(tree.prior_logits, above, axis=1)
+  prior = jnp.take_along_axis(priors, jnp.maximum(tree.action, 0)[..., None], axis=2)[..., 0]
+  exists = tree.parent >= 0
+  ended = exists & tree.terminal
+  verified = ended & (tree.discount == 0)  # its value is the reward on its edge
+  verdict = jnp.where(verified, jnp.where(tree.right, RIGHT, WRONG), UNVERIFIED)
+  return Record(
+    parent=tree.parent,
+    token=jnp.where(exists, tree.token, 0),
+    prior=jnp.where(exists, prior, 0.0),
+    visits=tree.visits,
+    value=jnp.where(verified, tree.reward, tree.value),
+    verdict=jnp.where(ended, verdict, NO_END).astype(jnp.int8),
   )

@@ -1,7 +1,7 @@
 """The record of one self-played game: what was played, who won, what the search found and advised.
 
 Stored as msgpack, byte for byte the same for the same episode. P prompt tokens, T tokens of the
-completion as played, H tokens of the harvested one, A candidates a move.
+completion as played, H tokens of the harvested one, A candidates a move, M nodes of the tree.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import msgpack
 import numpy as np
 
 from jaxzero.errors import UserError
+from jaxzero.search.record import NO_END, RIGHT, Record, follow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +33,12 @@ class Episode:
   weights: np.ndarray  # [H, A + 1] float32: improved policy, last the rest of the vocabulary
   values: np.ndarray  # [H] float32: P(right) by the tree before each move
   visit_counts: np.ndarray  # [H, A] int32
+  tree_parent: np.ndarray  # [M] int32: the whole tree, nodes as they were made; -1 at the root
+  tree_token: np.ndarray  # [M] int32
+  tree_prior: np.ndarray  # [M] float32: log-probability of the token after its parent
+  tree_visits: np.ndarray  # [M] int32
+  tree_value: np.ndarray  # [M] float32: P(right) by the tree, an end's verdict, or the value head
+  tree_verdict: np.ndarray  # [M] int8: -1 no end, 0 wrong or lost, 1 right
   right: bool
   """The verdict of the game as played."""
   truncated: bool
@@ -42,8 +49,10 @@ class Episode:
   """The training step of the parameters that played."""
   search: dict[str, Any]
   """The settings of the search, JSON-able."""
-  tree: dict[str, Any] | None = None
-  """One whole search tree, JSON-able; kept for a share of the episodes."""
+
+  @property
+  def tree(self) -> Record:
+    return Record(*(getattr(self, f"tree_{name}") for name in Record._fields))
 
 
 # A1 is A + 1; the letters bind the sizes that must agree.
@@ -55,6 +64,12 @@ _ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
   "weights": (np.float32, ("H", "A1")),
   "values": (np.float32, ("H",)),
   "visit_counts": (np.int32, ("H", "A")),
+  "tree_parent": (np.int32, ("M",)),
+  "tree_token": (np.int32, ("M",)),
+  "tree_prior": (np.float32, ("M",)),
+  "tree_visits": (np.int32, ("M",)),
+  "tree_value": (np.float32, ("M",)),
+  "tree_verdict": (np.int8, ("M",)),
 }
 _SCALARS: dict[str, type] = {
   "episode_id": str,
@@ -65,7 +80,7 @@ _SCALARS: dict[str, type] = {
   "forward_tokens": int,
   "model_step": int,
 }
-_FIELDS = {"schema_version", "search", "tree", *_ARRAYS, *_SCALARS}
+_FIELDS = {"schema_version", "search", *_ARRAYS, *_SCALARS}
 
 
 def to_bytes(episode: Episode) -> bytes:
@@ -86,7 +101,6 @@ def to_bytes(episode: Episode) -> bytes:
       "data": little.tobytes(),
     }
   record["search"] = _plain(episode.search, "search")
-  record["tree"] = _plain(episode.tree, "tree")
   try:
     return msgpack.packb(record)
   except (OverflowError, ValueError) as error:
@@ -116,10 +130,9 @@ def from_bytes(data: bytes) -> Episode:
     )
   if wrong := sorted(_FIELDS ^ set(record), key=str):
     raise UserError(f"{where} is not an episode: missing or unknown fields {wrong}.")
-  for name, kinds in (("search", dict), ("tree", dict | None)):
-    if not isinstance(record[name], kinds):
-      raise UserError(f"{where}: {name} is a {type(record[name]).__name__}, not a dict.")
-  fields: dict[str, Any] = {"search": record["search"], "tree": record["tree"]}
+  if not isinstance(record["search"], dict):
+    raise UserError(f"{where}: search is a {type(record['search']).__name__}, not a dict.")
+  fields: dict[str, Any] = {"search": record["search"]}
   for name in _SCALARS:
     fields[name] = _scalar(name, record[name], where)
   for name in _ARRAYS:
@@ -133,7 +146,8 @@ def validate(episode: Episode, vocab_size: int) -> None:
   Raises:
     UserError: sizes disagree; an id is outside the vocabulary; the candidates of a move repeat; its
       weights are negative, not finite or do not sum to 1 within 1e-3; visits are negative; a value
-      is outside [0, 1]; a game that was won is not what was harvested.
+      is outside [0, 1]; a game that was won is not what was harvested; the tree is none, or does
+      not hold both games.
   """
   where = f"the episode {episode.episode_id}"
   _check_sizes(episode, where)
@@ -151,6 +165,37 @@ def validate(episode: Episode, vocab_size: int) -> None:
   _reject(~((values >= -1e-3) & (values <= 1 + 1e-3)), "values is outside [0, 1]", where)
   if episode.right and not np.array_equal(episode.tokens, episode.harvested):
     raise UserError(f"{where}: it was won, but its tokens are not the harvested ones.")
+  _check_tree(episode, vocab_size, where)
+
+
+def _check_tree(episode: Episode, vocab_size: int, where: str) -> None:
+  tree = episode.tree
+  if not len(tree.parent) or tree.parent[0] != -1:
+    raise UserError(f"{where}: its tree of {len(tree.parent)} nodes does not begin with a root.")
+  _check_ids("tree_token", tree.token, vocab_size, where)
+  nodes = np.arange(1, len(tree.parent))
+  parent = tree.parent[1:]
+
+  def reject(broken: Any, what: str) -> None:
+    _reject(broken, what, where, "node")
+
+  outside = (parent < 0) | (parent >= nodes)
+  reject(np.append(False, outside), "its parent does not come before it")
+  reject(np.append(False, tree.verdict[parent] != NO_END), "it hangs below an end")
+  edges = parent.astype(np.int64) * vocab_size + tree.token[1:]
+  twice = np.ones(len(edges), bool)
+  twice[np.unique(edges, return_index=True)[1]] = False
+  reject(np.append(False, twice), "its parent has another child of the same token")
+  reject(~np.isfinite(tree.prior) | (tree.prior > 1e-3), "its prior is no log-probability")
+  reject(tree.visits < 0, "its visits are negative")
+  reject(~((tree.value >= -1e-3) & (tree.value <= 1 + 1e-3)), "its value is outside [0, 1]")
+  reject((tree.verdict < NO_END) | (tree.verdict > RIGHT), "its verdict is none of -1, 0, 1")
+  for name in ("tokens", "harvested"):
+    path = follow(tree, getattr(episode, name))
+    if path is None:
+      raise UserError(f"{where}: its tree does not hold the path of its {name}.")
+    if name == "harvested" and path and tree.verdict[path[-1]] != RIGHT:
+      raise UserError(f"{where}: in its tree the harvested completion does not end right.")
 
 
 def _check_sizes(episode: Episode, where: str) -> None:
@@ -177,11 +222,11 @@ def _check_ids(name: str, ids: np.ndarray, vocab_size: int, where: str) -> None:
     )
 
 
-def _reject(broken: Any, what: str, where: str) -> None:
-  """`broken` [T] bool: the moves that break the rule."""
-  moves = np.asarray(broken)
-  if moves.any():
-    raise UserError(f"{where}: move {int(np.argmax(moves))} of {len(moves)}: {what}.")
+def _reject(broken: Any, what: str, where: str, unit: str = "move") -> None:
+  """`broken` [T] bool: the moves (or nodes) that break the rule."""
+  rows = np.asarray(broken)
+  if rows.any():
+    raise UserError(f"{where}: {unit} {int(np.argmax(rows))} of {len(rows)}: {what}.")
 
 
 def _scalar(name: str, value: Any, where: str) -> Any:

@@ -17,7 +17,7 @@ from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.pool import Thinking, think
-from jaxzero.search.record import to_dict
+from jaxzero.search.record import trim
 from jaxzero.selfplay.episode import Episode
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import encode_prompt
@@ -35,8 +35,6 @@ class SelfPlayConfig:
   reanalysis_share: float = 0.0
   """Share of a round's problems that are stored ones which no search has solved yet, thought about
   again with the newest model (reanalysis, as in MuZero: Schrittwieser et al. 2020)."""
-  keep_trees: int = 2
-  """Episodes a round whose search tree is stored whole."""
 
   def check(self) -> None:
     if self.batch_size < 1 or self.episodes_per_round < 1:
@@ -51,10 +49,6 @@ class SelfPlayConfig:
       )
     if not 0.0 <= self.reanalysis_share <= 1.0:
       raise UserError(f"reanalysis_share={self.reanalysis_share} must lie between 0 and 1.")
-    if not 0 <= self.keep_trees <= self.episodes_per_round:
-      raise UserError(
-        f"keep_trees={self.keep_trees} must lie in 0..episodes_per_round={self.episodes_per_round}."
-      )
     if self.play.tree.order not in PATH_ORDERS:
       raise UserError(
         f"self-play grows one tree a problem; order={self.play.tree.order} cannot: use one of "
@@ -116,7 +110,8 @@ def play_round(
       noise=config.noise,
       temperature=config.temperature,
       batch_size=config.batch_size,
-      keep_trees=config.keep_trees,
+      keep_trees=count,
+      compact=True,
       progress=finished,
       everywhere=False,
     )
@@ -161,11 +156,7 @@ def _episode(
   moves = int(answer.length[i]) if found else 0
   # A game that was lost because it was known to be is over; one that ran out of room is not.
   full = length == engine.max_tokens and tokens[-1] != engine.tokenizer.end_id
-  tree = None
-  if i < len(thinking.trees):
-    chosen = int(answer.completion[i, 0] if found else tokens[0])
-    prompt = problem.prompt
-    tree = to_dict(thinking.trees[i], [], engine.tokenizer, prompt, chosen)
+  tree = trim(thinking.trees[i])
   return Episode(
     episode_id=episode_id,
     problem_id=problem.id,
@@ -182,5 +173,5 @@ def _episode(
     forward_tokens=int(out.forward_tokens[i]),
     model_step=model_step,
     search=dataclasses.asdict(config.play),
-    tree=tree,
+    **{f"tree_{name}": array for name, array in tree._asdict().items()},
   )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import tree_arrays
 
 from jaxzero.errors import UserError
 from jaxzero.learn import batch as batch_lib
@@ -22,12 +23,13 @@ def episode(seed, right=True, truncated=False, length=5):
   random = np.random.default_rng(seed)
   harvested = random.integers(V, size=length if right else 4).astype(np.int32)
   H = len(harvested)
+  tokens = harvested if right else random.integers(V, size=length).astype(np.int32)
   return Episode(
     episode_id=f"0-0-{seed}",
     problem_id="1 2 = 3",
     prompt="1 2 = 3",
     prompt_tokens=random.integers(V, size=3).astype(np.int32),
-    tokens=harvested if right else random.integers(V, size=length).astype(np.int32),
+    tokens=tokens,
     harvested=harvested,
     candidates=np.array([random.permutation(V)[:A] for _ in range(H)], np.int32),
     weights=random.dirichlet(np.ones(A + 1), H).astype(np.float32),
@@ -38,7 +40,7 @@ def episode(seed, right=True, truncated=False, length=5):
     forward_tokens=length,
     model_step=0,
     search={},
-    tree=None,
+    **tree_arrays(tokens, harvested, right=[harvested]),
   )
 
 

@@ -10,12 +10,14 @@ from programs import Program
 
 from jaxzero.models.transformer import bind
 from jaxzero.parallel.sharding import shard_batch
-from jaxzero.search.lanes import Lanes, afford, spawn
+from jaxzero.search.config import Lanes
+from jaxzero.search.lanes import afford, spawn
 from jaxzero.tasks.transcript import grade
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 LANES = Lanes(width=8, expansion=4)
 UNBOUND = 8 * 30
+HOT = 1.5  # few lanes have equal texts
 
 
 def keys_of(count, seed=0):
@@ -76,7 +78,7 @@ def test_lanes_of_which_none_is_dropped_are_plain_samples(grown, engine8, params
 @pytest.fixture(scope="module")
 def says(engine8, params, problems):
   """What the model says behind a text of problem b, recomputed: log-probabilities, P(right)."""
-  model = bind(engine8.model, engine8.tokenizer.vocab_size, params)
+  model = bind(engine8.model, engine8.tokenizer.vocab_size, jax.tree.map(jnp.asarray, params))
   batch = engine8.encode(problems, 8)
   size = engine8.max_prompt + engine8.max_tokens
   mask = np.tril(np.ones((1, size, size), bool))
@@ -108,7 +110,7 @@ def oracle(engine8, says):
     )
   )
 
-  def walk(b, lane, text, stream, room, steps, temperature=1.0):
+  def walk(b, lane, text, stream, room, steps, temperature=HOT):
     begin = len(text)
     while len(text) - begin < room:
       scores = says(b, text)[0] + temperature * noise(b, lane, stream * C + len(text))
@@ -133,7 +135,7 @@ def oracle(engine8, says):
   def think(b, budget, count, group, expansion, ahead):
     texts, streams = [()] * count, [0] * count
     room = rooms(range(count), texts, budget)
-    number, left, tested = 0, budget, []
+    number, left, tied = 0, budget, False
     while room:
       number += 1
       for lane, most in room.items():
@@ -151,6 +153,8 @@ def oracle(engine8, says):
       for begin in range(0, count, group):
         best = [lane for lane in live if begin <= lane < begin + group]
         best.sort(key=lambda lane: -says(b, tested[lane])[1])
+        scores = [says(b, tested[lane])[1] for lane in best]
+        tied |= any(np.diff(scores) > -1e-5)
         others = [lane for lane in free if begin <= lane < begin + group]
         stay = best[: max(1, len(others) // expansion)]
         spawned = [lane for lane in others if lane not in stay] if stay else []
@@ -159,7 +163,7 @@ def oracle(engine8, says):
         order += enumerate([*stay, *spawned])
       order = [lane for _, lane in sorted(order, key=lambda one: one[0])]
       room = rooms(order, texts, left) if order else {}
-    return texts, budget - left
+    return texts, budget - left, tied
 
   return think
 
@@ -176,16 +180,16 @@ def oracle(engine8, says):
   ],
 )
 def test_lanes_are_those_of_plain_python(grown, oracle, strategy, budget, lanes):
-  lines = grown(strategy, budget=budget, lanes=lanes)
-  spread = 0
+  lines = grown(strategy, budget=budget, lanes=lanes, temperature=HOT)
+  compared = 0
   for b in range(8):
     group = lanes.group(strategy, 8)
-    expected, spent = oracle(b, budget, 8, group, lanes.expansion, lanes.ahead(strategy))
-    found = texts(lines)[b]
-    assert found == expected
-    assert lines.forward_tokens[b] == spent <= budget
-    spread += len(set(found)) > 1
-  assert spread >= 4, "the problems would not tell one beam from another"
+    expected, spent, tied = oracle(b, budget, 8, group, lanes.expansion, lanes.ahead(strategy))
+    if not tied:
+      assert texts(lines)[b] == expected
+      assert lines.forward_tokens[b] == spent <= budget
+      compared += 1
+  assert compared >= 4, "the last bit of a score decides between lanes of equal text"
 
 
 def test_values_are_those_of_the_text_after_all_copying(grown, says):

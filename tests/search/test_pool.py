@@ -15,7 +15,7 @@ from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import make_weights
 from jaxzero.search.one_tree import completions
 from jaxzero.search.pool import think
-from jaxzero.search.record import to_dict
+from jaxzero.search.record import to_dict, trim
 from jaxzero.tasks.transcript import encode_completion, grade
 
 COUNT, LIMIT = 19, 40
@@ -197,10 +197,33 @@ def test_without_a_verdict_all_that_ended_is_there_to_choose_from(pool, engine1)
   assert seen > COUNT / 2
 
 
-def test_a_tree_on_paper_is_the_tree(whole, tokenizer, many):
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_record_holds_every_live_node_and_nothing_else(pool, inside):
+  whole, records = (pool(verify_inside=inside, keep_trees=COUNT, compact=c) for c in (False, True))
+  assert_same(whole.insight, records.insight)
+  ends = 0
+  for i, (tree, record) in enumerate(zip(whole.trees, map(trim, records.trees), strict=True)):
+    size = whole.insight.forward_tokens[i] + 1
+    assert {len(x) for x in record} == {size}
+    for name in ("parent", "token", "visits"):
+      np.testing.assert_array_equal(getattr(record, name), getattr(tree, name)[:size])
+    for node in range(1, size):
+      parent, action = tree.parent[node], tree.action[node]
+      assert record.prior[node] == tree.prior_logits[parent, action] <= 1e-6
+      end = int(tree.right[node]) if inside else 2
+      assert record.verdict[node] == (end if tree.terminal[node] else -1)
+      if inside and tree.terminal[node]:
+        assert record.value[node] == tree.right[node]
+      ends += tree.terminal[node]
+    assert record.parent[0] == record.verdict[0] == -1 and record.prior[0] == 0
+  assert ends > COUNT
+
+
+def test_a_tree_on_paper_is_the_tree(whole, pool, tokenizer, many):
+  records = pool(keep_trees=3, compact=True).trees
   for i, tree in enumerate(whole.trees):
     chosen = int(whole.insight.played.completion[i, 0])
-    drawn = to_dict(tree, [], tokenizer, many[i].prompt, chosen)
+    drawn = to_dict(trim(records[i]), tokenizer, many[i].prompt, chosen)
     nodes, made = drawn["nodes"], whole.insight.forward_tokens[i]
     assert drawn["num_simulations"] == len(nodes) - 1 == made
     assert [node["id"] for node in nodes] == list(range(made + 1))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import tree_arrays
 
 from jaxzero.errors import UserError
 from jaxzero.selfplay.episode import SCHEMA_VERSION, Episode, from_bytes, to_bytes, validate
@@ -13,16 +14,17 @@ from jaxzero.selfplay.episode import SCHEMA_VERSION, Episode, from_bytes, to_byt
 VOCAB = 50
 
 
-def episode(seed=0, P=5, T=7, A=4, H=3, tree=None):
+def episode(seed=0, P=5, T=7, A=4, H=3):
   random = np.random.default_rng(seed)
   candidates = np.array([random.permutation(VOCAB)[:A] for _ in range(H)]).reshape(H, A)
+  tokens, harvested = (random.integers(VOCAB, size=n).astype(np.int32) for n in (T, H))
   return Episode(
     episode_id=f"{seed}-0-1",
     problem_id="2 5 6 = 32",
     prompt="2 5 6 = 32",
     prompt_tokens=random.integers(VOCAB, size=P).astype(np.int32),
-    tokens=random.integers(VOCAB, size=T).astype(np.int32),
-    harvested=random.integers(VOCAB, size=H).astype(np.int32),
+    tokens=tokens,
+    harvested=harvested,
     candidates=candidates.astype(np.int32),
     weights=random.dirichlet(np.ones(A + 1), H).astype(np.float32),
     values=random.random(H).astype(np.float32),
@@ -32,7 +34,7 @@ def episode(seed=0, P=5, T=7, A=4, H=3, tree=None):
     forward_tokens=int(random.integers(99)),
     model_step=seed,
     search={"num_simulations": 16, "c_scale": 0.1, "rounds": (4, 2)},
-    tree=tree,
+    **tree_arrays(tokens, harvested, right=[harvested]),
   )
 
 
@@ -72,11 +74,11 @@ json_like = st.recursive(
   T=st.integers(0, 5),
   A=st.integers(1, 4),
   H=st.integers(0, 3),
-  tree=st.none() | st.dictionaries(st.text(max_size=5), json_like, max_size=3),
+  search=st.dictionaries(st.text(max_size=5), json_like, max_size=3),
   make=st.sampled_from([episode, won]),
 )
-def test_round_trip_of_every_shape(seed, P, T, A, H, tree, make):
-  played = make(seed=seed, P=P, T=T, A=A, H=H, tree=tree)
+def test_round_trip_of_every_shape(seed, P, T, A, H, search, make):
+  played = dataclasses.replace(make(seed=seed, P=P, T=T, A=A, H=H), search=search)
   validate(played, VOCAB)
   data = to_bytes(played)
   same(from_bytes(data), played)
@@ -85,11 +87,11 @@ def test_round_trip_of_every_shape(seed, P, T, A, H, tree, make):
 
 
 def test_bytes_do_not_depend_on_key_order_or_memory_layout():
-  a = episode(tree={"x": 1, "y": {"b": 2, "a": [1.5]}})
+  a = dataclasses.replace(episode(), search={"x": 1, "y": {"b": 2, "a": [1.5]}})
   b = dataclasses.replace(
     a,
-    tree={"y": {"a": [1.5], "b": 2}, "x": 1},
-    search=dict(reversed(a.search.items())),
+    search={"y": {"a": [1.5], "b": 2}, "x": 1},
+    tree_prior=np.repeat(a.tree_prior, 2)[::2],
     weights=np.asfortranarray(a.weights),
     tokens=np.repeat(a.tokens, 2)[::2],
   )
@@ -98,7 +100,7 @@ def test_bytes_do_not_depend_on_key_order_or_memory_layout():
 
 
 def test_damaged_bytes_are_an_error_or_an_episode_never_a_crash():
-  data = to_bytes(episode(tree={"nodes": [{"id": 0}]}))
+  data = to_bytes(episode())
   random = np.random.default_rng(0)
   for cut in range(0, len(data), 7):
     with pytest.raises(UserError):
@@ -121,10 +123,10 @@ def record(**changes):
     (b"\xc1", "not an episode"),
     (msgpack.packb([1]), "no schema_version"),
     (msgpack.packb({"schema_version": SCHEMA_VERSION}), "missing or unknown fields"),
-    (record(schema_version=1), "schema_version 1, this jaxzero reads 2"),
+    (record(schema_version=2), "schema_version 2, this jaxzero reads 3"),
     (record(reward=1.0), "unknown fields .'reward'."),
     (record(right=1), "right is a int"),
-    (record(tree=[1]), "tree is a list"),
+    (record(search=[1]), "search is a list"),
     (record(tokens=None), "tokens is not an array"),
     (record(tokens={"dtype": "int64", "shape": [1], "data": bytes(8)}), "int64"),
     (record(tokens={"dtype": "int32", "shape": [3], "data": bytes(8)}), "tokens is not an array"),
@@ -143,7 +145,7 @@ def test_what_is_not_an_episode_is_refused_with_the_reason(data, message):
     ({"tokens": np.zeros(7, np.int64)}, r"tokens is int64 \[7\], not int32 \[T\]"),
     ({"tokens": [1, 2]}, "tokens is list"),
     ({"right": np.bool_(True)}, "right is a bool"),
-    ({"tree": {"q": np.float32(1)}}, "tree.q is a float32"),
+    ({"search": {"q": np.float32(1)}}, "search.q is a float32"),
     ({"search": {"c": float("nan")}}, "search.c is nan"),
     ({"search": {1: 2}}, "search is a dict"),
     ({"search": {"big": 2**64}}, "cannot be stored"),
@@ -158,6 +160,13 @@ def changed(name, index, value):
   array = getattr(episode(), name).copy()
   array[index] = value
   return {name: array}
+
+
+def twins():
+  """The first token of both completions is the same, in two nodes."""
+  token = episode().tree_token.copy()
+  token[8] = token[1]
+  return {"tree_token": token}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +188,20 @@ def changed(name, index, value):
     (changed("values", 1, np.nan), "values is outside"),
     (changed("values", 1, 1.1), "values is outside"),
     ({"right": True}, "its tokens are not the harvested ones"),
+    (tree_arrays(np.arange(3, dtype=np.int32)), "tree does not hold the path of its tokens"),
+    ({"tree_verdict": np.full(11, -1, np.int8)}, "the harvested completion does not end right"),
+    ({"tree_visits": np.zeros(3, np.int32)}, r"tree_visits is .3., but M=11"),
+    (changed("tree_parent", 0, 0), "its tree of 11 nodes does not begin with a root"),
+    (changed("tree_parent", 4, 4), "node 4 of 11: its parent does not come before it"),
+    (changed("tree_parent", 4, -1), "node 4 of 11: its parent does not come before it"),
+    (changed("tree_token", 3, VOCAB), "tree_token has ids"),
+    (changed("tree_verdict", 2, 0), "node 3 of 11: it hangs below an end"),
+    (changed("tree_verdict", 7, 2), "node 7 of 11: its verdict"),
+    (changed("tree_prior", 2, np.nan), "node 2 of 11: its prior"),
+    (changed("tree_prior", 2, -np.inf), "node 2 of 11: its prior"),
+    (changed("tree_value", 2, np.nan), "node 2 of 11: its value"),
+    (changed("tree_visits", 2, -1), "node 2 of 11: its visits"),
+    (twins(), "node 8 of 11: its parent has another child of the same token"),
   ],
 )
 def test_an_impossible_episode_is_not_valid(change, message):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from trees import tree_arrays
 
 from jaxzero.errors import UserError
 from jaxzero.selfplay import replay
@@ -23,23 +24,25 @@ def episodes(round, count=4, A=3):
   made = []
   for number in range(count):
     T = 2 + number
+    tokens = np.arange(T, dtype=np.int32)
     made.append(
       Episode(
         episode_id=f"7-{round}-{number}",
         problem_id="p",
         prompt="2 5 6 = 32",
         prompt_tokens=np.arange(4, dtype=np.int32),
-        tokens=np.arange(T, dtype=np.int32),
+        tokens=tokens,
         candidates=np.array([random.permutation(30)[:A] for _ in range(T)], np.int32),
         weights=random.dirichlet(np.ones(A + 1), T).astype(np.float32),
         values=random.random(T).astype(np.float32),
         visit_counts=random.integers(9, size=(T, A)).astype(np.int32),
         right=True,
         truncated=False,
-        harvested=np.arange(T, dtype=np.int32),
+        harvested=tokens,
         forward_tokens=T,
         model_step=round,
         search={"num_simulations": 16},
+        **tree_arrays(tokens, right=[tokens]),
       )
     )
   return made
@@ -104,7 +107,13 @@ for when in ("before", "after"):
 def crash_everywhere(root, change):
   """The folders that killed children left, and the step at which each was killed."""
   result = subprocess.run(
-    [sys.executable, "-c", inspect.getsource(episodes) + CRASHES, str(root), change],
+    [
+      sys.executable,
+      "-c",
+      inspect.getsource(tree_arrays) + inspect.getsource(episodes) + CRASHES,
+      str(root),
+      change,
+    ],
     capture_output=True,
     text=True,
   )
