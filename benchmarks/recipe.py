@@ -8,11 +8,11 @@ by `--parts` and `--seeds`. Parts, each needing those before it:
 
   base        `--model` learns the task: pre-training, self-play
   prm         its process reward model, and its grades
-  scale       every strategy at every budget, `auto` and its plan
+  scale       every strategy at every budget, `auto` and its plan, by the PRM where there is one
   larger      `--small` with search against `--large` answering greedily
   distill     students of `--model`'s shape from the data set of `--large`
   curriculum  self-play on problems that are nearly solved, beside the base
-  transfer    what the base's training did to `--other`
+  transfer    what the base's training did to `--other`, from part scale
   rules       search distillation, expert iteration and GRPO at equal FLOPs (benchmarks/rules.py)
   flops       the ledger's FLOPs beside those that XLA counts
 
@@ -68,9 +68,12 @@ class Recipe:
       name: self._config(getattr(arguments, name), arguments.task)
       for name in ("model", "small", "large")
     }
-    self.other, self.rules_flops = arguments.other, arguments.rules_flops
+    self.rules_flops = arguments.rules_flops
+    mine = self.configs["model"].task.name
     self.scale_config = ScaleConfig(
-      problems=arguments.problems, validation_problems=arguments.validation_problems
+      problems=arguments.problems,
+      validation_problems=arguments.validation_problems,
+      transfer=(arguments.other or ("countdown" if mine == "arithmetic" else "arithmetic"),),
     )
 
   def _config(self, path: pathlib.Path, task: str | None) -> Experiment:
@@ -133,24 +136,22 @@ class Recipe:
     )
 
   def scale(self) -> None:
-    records = [self._scaled("model", seed, self.scale_config) for seed in self.seeds]
+    records = [self._scaled("model", seed) for seed in self.seeds]
     _print_curves(self.folder, [self.run("model", seed) for seed in self.seeds], records)
     _print_auto([self.run("model", seed) for seed in self.seeds], records)
 
-  def _scaled(
-    self, kind: str, seed: int, config: ScaleConfig, beside_larger: bool = False
-  ) -> dict[str, Any]:
+  def _scaled(self, kind: str, seed: int, beside_larger: bool = False) -> dict[str, Any]:
     folder = self.trained(kind, seed)
     larger = self.trained("large", seed) if beside_larger else None
 
     def work() -> dict[str, Any]:
       rival = None if larger is None else Rival.of(jaxzero.load(larger), larger)
-      return scale(folder, config, rival)
+      return scale(folder, self.scale_config, rival)
 
-    return self.once(f"scale {kind} {config.transfer} {beside_larger}", seed, work)
+    return self.once(f"scale {kind}", seed, work)
 
   def larger(self) -> None:
-    records = [self._scaled("small", seed, self.scale_config, True) for seed in self.seeds]
+    records = [self._scaled("small", seed, beside_larger=True) for seed in self.seeds]
     small = [self.run("small", seed) for seed in self.seeds]
     greedy = np.mean(
       [rights(_cell(f, r["larger"]["test"])) for f, r in zip(small, records, strict=True)], axis=0
@@ -221,11 +222,8 @@ class Recipe:
 
   def transfer(self) -> None:
     rows = []
-    config = dataclasses.replace(
-      self.scale_config, transfer=(self.other,), strategies=("greedy",), difficulty_samples=1
-    )
     for seed in self.seeds:
-      record = self._scaled("model", seed, config)
+      record = self._scaled("model", seed)
       for one in record["transfer"]:
         before, after = one["pretrain"]["accuracy"], one["self_play"]["accuracy"]
         change = _difference(one["change"])
@@ -417,7 +415,9 @@ def main() -> None:
   parser.add_argument("--model", type=pathlib.Path, default=CONFIGS / "micro.py")
   parser.add_argument("--small", type=pathlib.Path, default=CONFIGS / "nano.py")
   parser.add_argument("--large", type=pathlib.Path, default=CONFIGS / "quickstart.py")
-  parser.add_argument("--other", default="arithmetic", help="the task of part transfer")
+  parser.add_argument(
+    "--other", help="the task of part transfer; default: arithmetic, or countdown"
+  )
   parser.add_argument("--rules-flops", type=float, default=5e12)
   parser.add_argument("--problems", type=int, default=500)
   parser.add_argument("--validation-problems", type=int, default=128)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from etils import epath
 
 from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
-from jaxzero.files import PathLike, as_path
+from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
@@ -18,7 +19,8 @@ from jaxzero.recipes.run import load_experiment
 from jaxzero.recipes.thinkers import reward_model
 from jaxzero.search.choose import Choice
 from jaxzero.search.engine import Engine
-from jaxzero.search.request import SearchResult
+from jaxzero.search.plan import Plan
+from jaxzero.search.request import SearchResult, hears_verifier
 from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
@@ -51,6 +53,23 @@ class LoadedRun:
     params = {"policy": self.params, "prm": prm}
     return dataclasses.replace(self, params=params, engine=self.engine.scored(model))
 
+  def plan(self, choice: Choice = Choice()) -> Plan | None:
+    """How `auto` thinks here, as `jaxzero scale` found out for whoever judges; None: not measured.
+
+    Raises:
+      UserError: RUN/plan.json is damaged.
+    """
+    path = self.folder / "plan.json"
+    if self.stage != "self_play" or not path.exists():
+      return None
+    heard = hears_verifier(self.engine, "auto", None, choice)
+    rights = "verifier" if heard else "value" if self.engine.scorer is None else "prm"
+    try:
+      plans = dict(json.loads(read_bytes(path)))
+    except (ValueError, TypeError) as error:
+      raise UserError(f"{path} is damaged; make it again with `jaxzero scale`.") from error
+    return Plan.from_dict(plans[rights]) if rights in plans else None
+
   def solve(
     self,
     prompt: str,
@@ -80,6 +99,7 @@ class LoadedRun:
       batch_size=1,
       choice=choice,
       samples=samples,
+      plan=self.plan(choice),
     )[0]
 
 

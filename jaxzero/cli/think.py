@@ -153,6 +153,7 @@ def evaluate(arguments: list[str]) -> None:
     min(config.batch_size, parsed.problems),
     choice=parsed.choice(),
     samples=parsed.samples,
+    plan=run.plan(parsed.choice()),
   )
   low, high = result["ci95"]
   print(

@@ -60,7 +60,9 @@ def chains(
     return Approach(strategy, share, accept, tree=tree, **own)
 
   shares = [multiple / max(multiples) for multiple in sorted(multiples)]
-  searches = [(approach(name, share),) for name in ("mcts", "best_of_n") for share in shares]
+  searches: list[tuple[Approach, ...]] = [
+    (approach(name, share),) for name in ("mcts", "best_of_n") for share in shares
+  ]
   if heard:
     return searches
   sure = [

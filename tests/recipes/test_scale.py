@@ -14,6 +14,7 @@ from jaxzero.recipes import study as study_lib
 from jaxzero.recipes.scale import scale
 from jaxzero.recipes.study import ScaleConfig
 from jaxzero.recipes.thinkers import Rival
+from jaxzero.search.choose import Choice
 
 CONFIG = ScaleConfig(
   problems=8,
@@ -97,8 +98,8 @@ def test_no_cell_is_measured_twice_and_all_are_in_the_ledger(run, counted):
 def test_auto_thinks_by_the_runs_plan(run, counted):
   loaded = load(run)
   problem = loaded.engine.task.problems("test", 0, 1)[0]
-  assert loaded.plan("verifier").to_dict() == counted[0]["auto"]["verifier"]["plan"]
-  assert loaded.plan("value") is None
+  assert loaded.plan().to_dict() == counted[0]["auto"]["verifier"]["plan"]
+  assert loaded.plan(Choice(score="value")) is None
   assert loaded.solve(problem.prompt, "auto", budget=60).forward_tokens <= 60
 
 
