@@ -1,5 +1,5 @@
-"""Are the ledger's FLOPs those of the programs? Analytic counts over XLA's, for decoding, tree search
-and lanes. XLA counts a loop's body once, so each is compared with one turn of its loop beside what
+"""Are the ledger's FLOPs those of the programs? Analytic counts over XLA's, for decoding, tree
+search and lanes. XLA counts a loop's body once, so each is compared with one turn of its loop beside what
 goes before it; layers are not scanned. `python benchmarks/flops.py` prints the table.
 """
 
@@ -20,7 +20,7 @@ from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import Engine, make_weights
 from jaxzero.tokenizers import Tokenizer
 
-ROWS, NODES = 64, 256
+ROWS, NODES, LANES = 64, 256, 4
 
 
 def ratios(experiment: Experiment) -> dict[str, float]:
@@ -51,11 +51,22 @@ def ratios(experiment: Experiment) -> dict[str, float]:
   start = thinker.start.lower(params, fresh, weights)
   thoughts = thinker.start(params, fresh, weights)
   advance = thinker.advance.lower(params, thoughts, weights, np.int32(1))
+  grow = engine._grow(LANES, LANES)
+  counts = {"budget": np.full(ROWS, NODES, np.int32), "count": np.full(ROWS, LANES, np.int32)}
+  lanes = grow.lower(
+    params,
+    shard_batch(mesh, batch | counts),
+    np.float32(1.0),
+    np.int32(LANES),
+    np.int32(0),
+    np.bool_(False),
+  )
   prompts = ROWS * engine.max_prompt
   return {
     "decode, prompts and one token": engine.flops(prompts + ROWS) / _counted(decode),
     "tree search, prompts": engine.flops(prompts) / _counted(start),
     "tree search, one node a row": engine.flops(ROWS) / _counted(advance),
+    "lanes": engine.flops(prompts + 2 * ROWS * LANES) / _counted(lanes),
   }
 
 
