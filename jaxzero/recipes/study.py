@@ -25,6 +25,10 @@ from jaxzero.search.strategies import STRATEGIES
 from jaxzero.tasks.base import Problem
 
 
+_PLANNED = ("mcts", "best_of_n")
+"""Strategies that `auto`'s plan is made of, beside a greedy try."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ScaleConfig:
   """What is measured."""
@@ -182,7 +186,7 @@ class Study:
     the plan solves of them for how many forward tokens each."""
     if way not in self.plans:
       thinker, largest = self.thinkers[way.rights], max(self.budgets)
-      settings = {n: self.tune(Way(n, way.rights))[0] for n in ("mcts", "best_of_n")}
+      settings = {n: self.tune(Way(n, way.rights))[0] for n in _PLANNED}
       of_bin = chains(way.rights == "verifier", settings, self.config.budgets)
       rows = [
         self.measure(thinker, way, "validation", largest, {"plan": Plan((chain,)).to_dict()})
@@ -227,7 +231,8 @@ class Study:
         total += test * sum(self.budgets)
         if way.strategy == "auto":
           options = chains(way.rights == "verifier", {}, config.budgets)
-          total += validation * max(self.budgets) * (len(options) + 1)
+          tried = sum(len(grid(Way(name, way.rights))) for name in _PLANNED)
+          total += validation * (max(self.budgets) * (len(options) + 1) + self._middle * tried)
         else:
           total += validation * self._middle * len(grid(way))
     return total / 1000
