@@ -18,13 +18,14 @@ from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import load_experiment
 from jaxzero.recipes.thinkers import reward_model
 from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
 from jaxzero.search.plan import Plan
 from jaxzero.search.request import SearchResult, hears_verifier
 from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
-STAGES = ("pretrain", "self_play", "control")
+STAGES = ("pretrain", "self_play", "control", "distill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ class LoadedRun:
     seed: int = 0,
     choice: Choice = Choice(),
     samples: int | None = None,
+    lanes: Lanes = Lanes(),
+    accept: float | None = None,
   ) -> SearchResult:
     """Answers one problem, such as "2 5 6 = 32"; see `search` for what the words mean.
 
@@ -99,6 +102,8 @@ class LoadedRun:
       batch_size=1,
       choice=choice,
       samples=samples,
+      lanes=lanes,
+      accept=accept,
       plan=self.plan(choice),
     )[0]
 
@@ -108,7 +113,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
 
   Args:
     folder: the run.
-    stage: `pretrain` (its best), `self_play` or `control`; default: the furthest one.
+    stage: `pretrain` (its best), `self_play`, `control` or `distill`; default: the furthest one.
 
   Raises:
     UserError: no run there, no checkpoint yet, or a damaged one.
@@ -120,7 +125,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
   # A run made on a pod's mesh loads on one machine: all its devices become data shards.
   mesh = make_mesh(dataclasses.replace(experiment.mesh, data=0, fsdp=1, tensor=1))
   tokenizer = Tokenizer.load(place / "tokenizer")
-  names = (stage,) if stage else ("self_play", "pretrain")
+  names = (stage,) if stage else ("self_play", "distill", "pretrain")
   for name in names:
     checkpoints = Checkpoints(place / "checkpoints" / name)
     step = checkpoints.latest if name == "self_play" else checkpoints.best()

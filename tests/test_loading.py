@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,24 +16,31 @@ from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
 
 
-@pytest.fixture
-def run(tmp_path, tiny_model, tokenizer, task, mesh1):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, tokenizer, task, mesh1):
   engine = Engine(tiny_model, tokenizer, task, mesh1)
-  return LoadedRun(tmp_path, Experiment(), tokenizer, {}, engine, "self_play", 0)
+  folder = tmp_path_factory.mktemp("run")
+  return LoadedRun(folder, Experiment(), tokenizer, {}, engine, "self_play", 0)
 
 
-@pytest.fixture
-def prm(run, tiny_model):
+@pytest.fixture(scope="module")
+def prm(run):
   """The parameters of a reward model smaller than the policy, saved with the run."""
-  shape = dataclasses.replace(tiny_model, num_layers=1)
+  shape = dataclasses.replace(run.engine.model, num_layers=1)
   params = init_params(shape, run.tokenizer.vocab_size, jax.random.key(0))
-  Checkpoints(run.folder / "checkpoints" / "prm").save(7, params, {}, {"step": 7}, {}, 0.5)
-  facts = {"tokenizer": run.tokenizer.fingerprint, "model": dataclasses.asdict(shape)}
-  (run.folder / "prm.json").write_text(json.dumps(facts))
+  state = {"step": jnp.int32(7)}
+  Checkpoints(run.folder / "checkpoints" / "prm").save(7, params, state, {"step": 7}, {"seed": 0})
   return shape, params
 
 
-def test_a_scored_run_has_the_reward_model_beside_the_policy(run, prm):
+@pytest.fixture(scope="module")
+def facts(run, prm):
+  """What RUN/prm.json says."""
+  return {"tokenizer": run.tokenizer.fingerprint, "model": dataclasses.asdict(prm[0])}
+
+
+def test_a_scored_run_has_the_reward_model_beside_the_policy(run, prm, facts):
+  (run.folder / "prm.json").write_text(json.dumps(facts))
   shape, params = prm
   scored = run.scored()
   assert scored.engine.scorer == shape and scored.engine.model == run.engine.model
@@ -41,9 +49,9 @@ def test_a_scored_run_has_the_reward_model_beside_the_policy(run, prm):
   jax.tree.map(np.testing.assert_array_equal, scored.params["prm"], params)
 
 
-def test_a_run_without_a_reward_model_says_how_to_train_one(run):
+def test_a_run_without_a_reward_model_says_how_to_train_one(run, tmp_path):
   with pytest.raises(UserError, match="no process reward model; train one with `jaxzero prm "):
-    run.scored()
+    dataclasses.replace(run, folder=tmp_path).scored()
 
 
 @pytest.mark.parametrize(
@@ -54,8 +62,7 @@ def test_a_run_without_a_reward_model_says_how_to_train_one(run):
     (lambda facts: [], "damaged or of another version"),
   ],
 )
-def test_a_reward_model_of_another_tokenizer_or_version_is_refused(run, prm, change, says):
-  path = run.folder / "prm.json"
-  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+def test_a_reward_model_of_another_tokenizer_or_version_is_refused(run, facts, change, says):
+  (run.folder / "prm.json").write_text(json.dumps(change(facts)))
   with pytest.raises(UserError, match=says):
     run.scored()

@@ -16,22 +16,26 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
 
   learn    quickstart                    from random weights to a model that taught itself
            train CONFIG.py               the same stages with a config of your own
+           distill RUN --student C.py    a smaller model from a run's data set
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
            scale RUN                     accuracy against compute, every strategy
   look     report RUN                    write RUN/report.html again
-           verify RUN                    check every file of a run
+           verify RUN                    check every file of a run, or of exported data
+           export-data RUN --out FOLDER  its trees and paths as Parquet
            bench decode|search|selfplay|train   speed beside baselines
 """
 
 _FUNCTIONS = {
   "quickstart": "learn.quickstart",
   "train": "learn.train",
+  "distill": "distill.distill",
   "solve": "think.solve",
   "eval": "think.evaluate",
   "scale": "scale.scale",
   "report": "look.report",
   "verify": "look.verify",
+  "export-data": "data.export_data",
   "bench": "look.bench",
 }
 """Where each verb's function is: module of this package, function of its arguments."""

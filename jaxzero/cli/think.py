@@ -11,6 +11,7 @@ import tyro
 
 from jaxzero.cli.shared import parse, start_jax, write_json
 from jaxzero.errors import UserError
+from jaxzero.search.config import Lanes
 
 if TYPE_CHECKING:
   from jaxzero.loading import LoadedRun
@@ -35,6 +36,9 @@ class Thinking:
   """A completion's score from its steps': last, min, product or mean."""
   vote: str = "best"
   """The answer from the completions: best, weighted or majority."""
+  accept: float | None = None
+  """Stop trying where a finished completion scores so much."""
+  lanes: Lanes = Lanes()
   prm: bool = False
   """The run's process reward model scores the steps, not the value head."""
   seed: int = 0
@@ -107,6 +111,8 @@ def solve(arguments: list[str]) -> None:
     parsed.seed,
     parsed.choice(),
     parsed.samples,
+    parsed.lanes,
+    parsed.accept,
   )
   steps = parse_completion(run.tokenizer, result.tokens)[0].steps
   if parsed.show_thinking:
@@ -153,6 +159,8 @@ def evaluate(arguments: list[str]) -> None:
     min(config.batch_size, parsed.problems),
     choice=parsed.choice(),
     samples=parsed.samples,
+    lanes=parsed.lanes,
+    accept=parsed.accept,
     plan=run.plan(parsed.choice()),
   )
   low, high = result["ci95"]

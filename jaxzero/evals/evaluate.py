@@ -40,7 +40,10 @@ def evaluate(
   accept: float | None = None,
   plan: Plan | None = None,
 ) -> tuple[dict[str, Any], list[SearchResult]]:
-  """Runs a strategy over problems; returns DESIGN's `eval` object and the single results."""
+  """Runs a strategy over problems; returns DESIGN's `eval` object and the single results.
+
+  Of a mixture of tasks the object says `by_task`, too.
+  """
   begin = time.monotonic()
   results = search(
     engine,
@@ -80,4 +83,17 @@ def evaluate(
     "choice": dataclasses.asdict(choice),
     "samples": samples,
     "verified_inside": hears_verifier(engine, strategy, verify_inside, choice),
+    **({"by_task": shares} if (shares := by_task(results)) else {}),
   }, results
+
+
+def by_task(results: Sequence[SearchResult]) -> dict[str, dict[str, float]]:
+  """Problems, solved and accuracy of every task of a mixture; empty where there is one task."""
+  of_task: dict[str, list[bool]] = {}
+  for result in results:
+    if "task" in result.problem.meta:
+      of_task.setdefault(result.problem.meta["task"], []).append(result.right)
+  return {
+    name: {"problems": len(right), "solved": sum(right), "accuracy": sum(right) / len(right)}
+    for name, right in sorted(of_task.items())
+  }

@@ -24,7 +24,6 @@ from jaxzero.search.plan import Plan
 from jaxzero.search.strategies import STRATEGIES
 from jaxzero.tasks.base import Problem
 
-
 _PLANNED = ("mcts", "best_of_n")
 """Strategies that `auto`'s plan is made of, beside a greedy try."""
 

@@ -22,10 +22,10 @@ Runners = Mapping[str, Callable[[Request], list[SearchResult]]]
 def run(request: Request, runners: Runners) -> list[SearchResult]:
   """Tries each bin's approaches in turn on what is neither settled nor out of budget."""
   plan = request.plan or (HEARD if request.inside else UNHEARD)
-  for approach in {one.strategy for bins in plan.bins for one in bins}:
-    if approach not in runners or approach == request.strategy:
-      known = ", ".join(name for name in runners if name != request.strategy)
-      raise UserError(f"the plan names strategy {approach!r}; `auto` can use {known}.")
+  for name in {one.strategy for bins in plan.bins for one in bins}:
+    if name not in runners or name == request.strategy:
+      known = ", ".join(other for other in runners if other != request.strategy)
+      raise UserError(f"the plan names strategy {name!r}; `auto` can use {known}.")
   thoughts = _Thoughts(request, plan)
   for number, approaches in enumerate(plan.bins):
     index = np.flatnonzero(thoughts.bins == number)

@@ -52,7 +52,7 @@ def scaling_sections(scale: Mapping[str, Any]) -> str:
     _auto(scale.get("auto", {})),
     _train_time(scale["train_time"]),
     _larger(scale),
-    _transfer(scale["transfer"]),
+    _transfer(scale["transfer"], scale["train_time"]["test"]),
     _prm(scale["prm"]),
   ]
   return "".join(part for part in parts if part)
@@ -350,17 +350,25 @@ def _larger(scale: Mapping[str, Any]) -> str:
   return section("Small and thinking, or large and quick", chart + models + cheaper, note)
 
 
-def _transfer(transfer: Sequence[Mapping[str, Any]]) -> str:
+def _transfer(transfer: Sequence[Mapping[str, Any]], ends: Sequence[Mapping[str, Any]]) -> str:
+  """Other tasks before and after self-play, and the tasks of a mixture; ends: of both stages."""
   rows = [
     f"<tr><th>{escape(one['task'])}<td>{percent(one['pretrain']['accuracy'])}"
     f"<td>{percent(one['self_play']['accuracy'])}<td>{_difference(one['change'])}"
     for one in transfer
   ]
+  before, after = (end.get("by_task", {}) for end in ends)
+  rows += [
+    f"<tr><th>{escape(task)}<td>{percent(before[task]['accuracy'])}"
+    f"<td>{percent(after[task]['accuracy'])}"
+    f"<td>{points(after[task]['accuracy'] - before[task]['accuracy'])}"
+    for task in before
+  ]
   if not rows:
     return ""
   head = "<tr><th>task<th>after pre-training<th>after self-play<th>change"
-  note = "Greedy accuracy on tasks, of which the model learned only those of its own run."
-  return section("What it did to other tasks", table(head, rows), note)
+  note = "Greedy accuracy on each task; a mixture's are its own, others the model never learned."
+  return section("Task by task", table(head, rows), note)
 
 
 def _prm(prm: Mapping[str, Any] | None) -> str:

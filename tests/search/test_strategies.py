@@ -39,9 +39,9 @@ def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, engine8
       assert budget > 1 or not result.right
 
 
-@pytest.mark.parametrize("strategy", ["best_of_n", "mcts", *TREES])
+@pytest.mark.parametrize("strategy", ["best_of_n", "beam", "mcts", *TREES])
 def test_what_may_verify_goes_on_until_it_is_right_or_broke(think, strategy):
-  budget = 150 if strategy in ("best_of_n", "mcts") else 64
+  budget = 64 if strategy in TREES else 150
   results = think(strategy, budget)
   # A policy that is sure samples what it has sampled: shared samples may end before the budget.
   assert strategy == "shared_samples" or all(
@@ -50,13 +50,13 @@ def test_what_may_verify_goes_on_until_it_is_right_or_broke(think, strategy):
   assert all(result.right for result in results[:4])
 
 
-@pytest.mark.parametrize("strategy", ["sample", "best_of_n", "mcts"])
+@pytest.mark.parametrize("strategy", ["sample", "best_of_n", "beam", "mcts"])
 def test_results_do_not_depend_on_the_batch(think, strategy):
   small, large = (key(think(strategy, 60, batch_size=size)) for size in (3, 8))
   assert small == large
 
 
-@pytest.mark.parametrize("strategy", ["sample", "without_replacement"])
+@pytest.mark.parametrize("strategy", ["sample", "without_replacement", "beam"])
 def test_results_depend_on_the_seed_where_they_are_drawn(think, strategy):
   first, again, other = (key(think(strategy, 60, seed=seed)) for seed in (1, 1, 2))
   assert first == again != other

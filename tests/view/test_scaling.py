@@ -37,7 +37,7 @@ def test_every_section_shows_its_numbers():
     "Compute-optimal thinking",
     "Training longer",
     "Small and thinking, or large and quick",
-    "What it did to other tasks",
+    "Task by task",
     "The process reward model, graded",
   ):
     assert f"<h2>{title}</h2>" in text
@@ -80,6 +80,14 @@ def test_what_was_not_measured_is_left_out():
     "Which problems gain",
     "Training longer",
   ]
+
+
+def test_a_mixtures_tasks_are_told_apart():
+  value = scale()
+  for end, share in zip(value["train_time"]["test"], (0.111, 0.555), strict=True):
+    end["by_task"] = {"programs": {"problems": 250, "solved": 1, "accuracy": share}}
+  text = scaling_sections(value)
+  assert "<tr><th>programs<td>11.1 %<td>55.5 %<td>+44.4 points" in text
 
 
 def test_the_report_takes_it_in_and_tells_of_damage(tmp_path):
