@@ -15,11 +15,13 @@ from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.run import from_dict, load_experiment
+from jaxzero.recipes.run import load_experiment
+from jaxzero.recipes.thinkers import reward_model
 from jaxzero.search.choose import Choice
 from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
-from jaxzero.search.request import SearchResult
+from jaxzero.search.plan import Plan
+from jaxzero.search.request import SearchResult, hears_verifier
 from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
@@ -48,27 +50,26 @@ class LoadedRun:
     Raises:
       UserError: the run has no reward model, or one that reads another tokenizer's tokens.
     """
-    checkpoints = Checkpoints(self.folder / "checkpoints" / "prm")
-    step, path = checkpoints.best(), self.folder / "prm.json"
-    if step is None or not path.exists():
-      raise UserError(
-        f"{self.folder} has no process reward model; train one with `jaxzero prm {self.folder}`."
-      )
-    try:
-      trained = json.loads(read_bytes(path))
-      fingerprint, model = str(trained["tokenizer"]), from_dict(ModelConfig, trained["model"])
-    except (ValueError, TypeError, KeyError) as error:
-      raise UserError(f"{path} is damaged or of another version ({error}).") from error
-    if fingerprint != self.tokenizer.fingerprint:
-      raise UserError(
-        f"the process reward model of {self.folder} reads the tokens of tokenizer "
-        f"{fingerprint[:8]}, the run's is {self.tokenizer.fingerprint[:8]}; train one with "
-        f"`jaxzero prm {self.folder}`."
-      )
-    target = param_targets(model, self.tokenizer.vocab_size, self.engine.mesh)
-    prm = checkpoints.restore(step, target)["params"]
+    model, prm, _ = reward_model(self.folder, self.tokenizer, self.engine.mesh)
     params = {"policy": self.params, "prm": prm}
     return dataclasses.replace(self, params=params, engine=self.engine.scored(model))
+
+  def plan(self, choice: Choice = Choice()) -> Plan | None:
+    """How `auto` thinks here, as `jaxzero scale` found out for whoever judges; None: not measured.
+
+    Raises:
+      UserError: RUN/plan.json is damaged.
+    """
+    path = self.folder / "plan.json"
+    if self.stage != "self_play" or not path.exists():
+      return None
+    heard = hears_verifier(self.engine, "auto", None, choice)
+    rights = "verifier" if heard else "value" if self.engine.scorer is None else "prm"
+    try:
+      plans = dict(json.loads(read_bytes(path)))
+    except (ValueError, TypeError) as error:
+      raise UserError(f"{path} is damaged; make it again with `jaxzero scale`.") from error
+    return Plan.from_dict(plans[rights]) if rights in plans else None
 
   def solve(
     self,
@@ -103,6 +104,7 @@ class LoadedRun:
       samples=samples,
       lanes=lanes,
       accept=accept,
+      plan=self.plan(choice),
     )[0]
 
 

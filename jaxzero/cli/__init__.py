@@ -20,6 +20,7 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
            prm RUN                       train and grade a process reward model
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
+           scale RUN                     accuracy against compute, every strategy
   look     report RUN                    write RUN/report.html again
            verify RUN                    check every file of a run, or of exported data
            export-data RUN --out FOLDER  its trees and paths as Parquet
@@ -33,6 +34,7 @@ _FUNCTIONS = {
   "prm": "prm.prm",
   "solve": "think.solve",
   "eval": "think.evaluate",
+  "scale": "scale.scale",
   "report": "look.report",
   "verify": "look.verify",
   "export-data": "data.export_data",

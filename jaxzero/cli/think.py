@@ -161,6 +161,7 @@ def evaluate(arguments: list[str]) -> None:
     samples=parsed.samples,
     lanes=parsed.lanes,
     accept=parsed.accept,
+    plan=run.plan(parsed.choice()),
   )
   low, high = result["ci95"]
   print(

@@ -245,6 +245,18 @@ class Run:
     self.ledger: dict[str, dict[str, float]] = copy.deepcopy(meta["ledger"])
     self._seconds_before, self._begin = float(meta["seconds"]), time.monotonic()
 
+  def go_on(self) -> None:
+    """Takes up the books as the last job on this finished run left them."""
+    path = self.folder / "ledger.json"
+    try:
+      ledger = by_primary(lambda: json.loads(read_bytes(path)))
+    except (FileNotFoundError, ValueError) as error:
+      raise UserError(
+        f"{path} is missing or damaged; delete {self.folder / 'results'} and the run's own command "
+        "writes it again."
+      ) from error
+    self.rewind({"metrics_rows": len(self._rows_on_disk), "ledger": ledger, "seconds": 0.0})
+
   def _check_config(self) -> bool:
     """Whether the folder is new; UserError where it holds another run or something else."""
     path = self.folder / "config.json"
