@@ -149,14 +149,15 @@ def drill(folder: pathlib.Path, acknowledged: pathlib.Path) -> None:
 
   Every episode and checkpoint is entered in `acknowledged` once the run says that it is safe.
   """
-  import jaxzero.recipes.stages as stages
   from jaxzero.checkpoints import Checkpoints
   from jaxzero.parallel import preemption
+  from jaxzero.recipes import improve, stages
   from jaxzero.recipes.run import Run
   from jaxzero.selfplay.replay import ReplayStore
 
-  stages.Trainer, stages.validate = Trainer, lambda *_: 0.5
-  stages.play_round = play_round
+  for module in (stages, improve):
+    module.Trainer, module.validate = Trainer, lambda *_: 0.5
+  improve.play_round = play_round
   stages.load_params = lambda *_, **__: {"weight": None}
 
   def acknowledging(function: Callable[..., Any], entry: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,7 +179,7 @@ def drill(folder: pathlib.Path, acknowledged: pathlib.Path) -> None:
   preemption.listen()
   with Run(folder, config()) as run:
     run.stage("supervised", lambda: {"done": bool(stages.fit_supervised(run, "pretrain"))})
-    run.stage("self_play", lambda: {"done": bool(stages.self_play_rounds(run, Trainer.params()))})
+    run.stage("self_play", lambda: {"done": bool(improve.improve(run, Trainer.params()))})
 
 
 def config() -> Any:

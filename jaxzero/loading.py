@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+
+from etils import epath
 
 from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
-from jaxzero.files import PathLike, as_path
+from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import load_experiment
+from jaxzero.recipes.thinkers import reward_model
+from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
-from jaxzero.search.strategies import SearchResult, search
+from jaxzero.search.plan import Plan
+from jaxzero.search.request import SearchResult, hears_verifier
+from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
 STAGES = ("pretrain", "self_play", "control", "distill")
@@ -24,6 +32,7 @@ STAGES = ("pretrain", "self_play", "control", "distill")
 class LoadedRun:
   """A run's newest model, ready to think."""
 
+  folder: epath.Path
   experiment: Experiment
   tokenizer: Tokenizer
   params: Params
@@ -35,17 +44,67 @@ class LoadedRun:
   def model(self) -> ModelConfig:
     return self.experiment.model
 
+  def scored(self) -> LoadedRun:
+    """This run with its process reward model beside the policy, whose values it replaces.
+
+    Raises:
+      UserError: the run has no reward model, or one that reads another tokenizer's tokens.
+    """
+    model, prm, _ = reward_model(self.folder, self.tokenizer, self.engine.mesh)
+    params = {"policy": self.params, "prm": prm}
+    return dataclasses.replace(self, params=params, engine=self.engine.scored(model))
+
+  def plan(self, choice: Choice = Choice()) -> Plan | None:
+    """How `auto` thinks here, as `jaxzero scale` found out for whoever judges; None: not measured.
+
+    Raises:
+      UserError: RUN/plan.json is damaged.
+    """
+    path = self.folder / "plan.json"
+    if self.stage != "self_play" or not path.exists():
+      return None
+    heard = hears_verifier(self.engine, "auto", None, choice)
+    rights = "verifier" if heard else "value" if self.engine.scorer is None else "prm"
+    try:
+      plans = dict(json.loads(read_bytes(path)))
+    except (ValueError, TypeError) as error:
+      raise UserError(f"{path} is damaged; make it again with `jaxzero scale`.") from error
+    return Plan.from_dict(plans[rights]) if rights in plans else None
+
   def solve(
-    self, prompt: str, strategy: str = "mcts", budget: int = 512, seed: int = 0
+    self,
+    prompt: str,
+    strategy: str = "mcts",
+    budget: int = 512,
+    seed: int = 0,
+    choice: Choice = Choice(),
+    samples: int | None = None,
+    lanes: Lanes = Lanes(),
+    accept: float | None = None,
   ) -> SearchResult:
-    """Answers one problem, such as "2 5 6 = 32"; UserError where the text is no problem
-    or the problem has no solution."""
+    """Answers one problem, such as "2 5 6 = 32"; see `search` for what the words mean.
+
+    Raises:
+      UserError: the text is no problem, or the problem has no solution.
+    """
     problem = self.engine.task.parse(prompt)
     if not self.engine.task.solvable(problem, ""):
       raise UserError(f"{problem.prompt!r} has no solution; give another target or other numbers.")
     play = self.experiment.test_play
     return search(
-      self.engine, self.params, [problem], strategy, budget, seed, play=play, batch_size=1
+      self.engine,
+      self.params,
+      [problem],
+      strategy,
+      budget,
+      seed,
+      play,
+      batch_size=1,
+      choice=choice,
+      samples=samples,
+      lanes=lanes,
+      accept=accept,
+      plan=self.plan(choice),
     )[0]
 
 
@@ -83,7 +142,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
       experiment.self_play.play.max_tokens,
     )
     train_step = int(loaded["data"]["step"])
-    return LoadedRun(experiment, tokenizer, loaded["params"], engine, name, train_step)
+    return LoadedRun(place, experiment, tokenizer, loaded["params"], engine, name, train_step)
   raise UserError(
     f"{folder} has no checkpoint of {' or '.join(names)} yet; let `jaxzero quickstart --run "
     f"{folder}` reach one."

@@ -17,8 +17,10 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   learn    quickstart                    from random weights to a model that taught itself
            train CONFIG.py               the same stages with a config of your own
            distill RUN --student C.py    a smaller model from a run's data set
+           prm RUN                       train and grade a process reward model
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
+           scale RUN                     accuracy against compute, every strategy
   look     report RUN                    write RUN/report.html again
            verify RUN                    check every file of a run, or of exported data
            export-data RUN --out FOLDER  its trees and paths as Parquet
@@ -29,8 +31,10 @@ _FUNCTIONS = {
   "quickstart": "learn.quickstart",
   "train": "learn.train",
   "distill": "distill.distill",
+  "prm": "prm.prm",
   "solve": "think.solve",
   "eval": "think.evaluate",
+  "scale": "scale.scale",
   "report": "look.report",
   "verify": "look.verify",
   "export-data": "data.export_data",

@@ -1,5 +1,6 @@
 """The one training batch: hard targets (text to imitate), soft targets (a search's improved
-policy) and outcomes, each with weights of its own, so that any mixture is one batch."""
+policy), advantages (samples to make likelier or less so) and value targets, each with weights of
+its own, so that any mixture is one batch."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ class Batch:
   candidates: jax.Array  # [B, T, A] int32, -1 where there is no soft target
   soft_target: jax.Array  # [B, T, A + 1] float32, last the rest of the vocabulary
   soft_weight: jax.Array  # [B, T] float32
-  outcome: jax.Array  # [B] float32, 1 for right
+  value_target: jax.Array  # [B, T] float32 in [0, 1]: P(right) after the token at t
   value_weight: jax.Array  # [B, T] float32
+  advantage: jax.Array  # [B, T] float32, of having drawn tokens[t + 1] at t; 0: not learned from
+  old_log_p: jax.Array  # [B, T] float32, log p(tokens[t + 1]) of the policy that drew it
 
 
 def empty(rows: int, length: int, num_candidates: int) -> dict[str, np.ndarray]:
@@ -36,8 +39,10 @@ def empty(rows: int, length: int, num_candidates: int) -> dict[str, np.ndarray]:
     "candidates": np.full((rows, length, num_candidates), -1, np.int32),
     "soft_target": np.zeros((rows, length, num_candidates + 1), np.float32),
     "soft_weight": np.zeros((rows, length), np.float32),
-    "outcome": np.zeros(rows, np.float32),
+    "value_target": np.zeros((rows, length), np.float32),
     "value_weight": np.zeros((rows, length), np.float32),
+    "advantage": np.zeros((rows, length), np.float32),
+    "old_log_p": np.zeros((rows, length), np.float32),
   }
 
 
@@ -74,8 +79,8 @@ def put_episode(
   if episode.truncated:
     return
   P, C = len(episode.prompt_tokens), len(episode.tokens)
-  arrays["outcome"][row] = episode.right
   # The last token's own position, too: there a search asks what an end is worth.
+  arrays["value_target"][row, P - 1 : P + C] = episode.right
   arrays["value_weight"][row, P - 1 : P + C] = 1.0
 
 

@@ -17,13 +17,31 @@ class LossConfig:
   value_weight: float = 0.5
   kl_weight: float = 0.0
   """Weight of KL(policy || reference) on the completion's positions; 0 needs no reference."""
+  clip: float = 0.2
+  """Advantages: a probability that has grown or shrunk by more than this share since the sample was
+  drawn is not pushed on (PPO: Schulman et al. 2017)."""
 
 
 def hard_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
   """Sum over positions of weight * -log p(next token); logits [B, T, V] float32."""
+  return -jnp.sum(_next_log_p(logits, batch) * batch.hard_weight[:, :-1])
+
+
+def policy_gradient(logits: jax.Array, batch: Batch, clip: float) -> jax.Array:
+  """Sum over positions of the clipped surrogate (Schulman et al. 2017, eq. 7; Shao et al. 2024, eq.
+  3), to be minimised. Every token counts the same: dividing by each sample's length favours long
+  wrong samples (Liu et al. 2025, sec. 3.1)."""
+  advantage = batch.advantage[:, :-1]
+  log_ratio = _next_log_p(logits, batch) - batch.old_log_p[:, :-1]
+  ratio = jnp.exp(jnp.where(advantage == 0, 0.0, log_ratio))
+  clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+  return -jnp.sum(jnp.minimum(ratio * advantage, clipped * advantage))
+
+
+def _next_log_p(logits: jax.Array, batch: Batch) -> jax.Array:
+  """log p(tokens[t + 1]) at t, [B, T - 1]; asked for twice, computed once."""
   target = jnp.roll(batch.tokens, -1, axis=1)[..., None]
-  picked = jnp.take_along_axis(logits, target, axis=-1) - _normalizer(logits)
-  return -jnp.sum(picked[:, :-1, 0] * batch.hard_weight[:, :-1])
+  return (jnp.take_along_axis(logits, target, axis=-1) - _normalizer(logits))[:, :-1, 0]
 
 
 def soft_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -51,9 +69,9 @@ def _normalizer(logits: jax.Array) -> jax.Array:
 
 
 def value_cross_entropy(value_logits: jax.Array, batch: Batch) -> jax.Array:
-  """Sum of weight * binary cross-entropy of P(right) to the outcome of the episode as played."""
-  outcome = batch.outcome[:, None]
-  losses = -outcome * jax.nn.log_sigmoid(value_logits) - (1 - outcome) * jax.nn.log_sigmoid(
+  """Sum of weight * binary cross-entropy of P(right) to its target, an outcome or a share."""
+  target = batch.value_target
+  losses = -target * jax.nn.log_sigmoid(value_logits) - (1 - target) * jax.nn.log_sigmoid(
     -value_logits
   )
   return jnp.sum(batch.value_weight * losses)
@@ -67,7 +85,7 @@ def kl_to_reference(logits: jax.Array, reference: jax.Array, batch: Batch) -> ja
 
 
 def _targeted(batch: Batch) -> jax.Array:
-  total = batch.hard_weight + batch.soft_weight + batch.value_weight
+  total = batch.hard_weight + batch.soft_weight + batch.value_weight + abs(batch.advantage)
   return (total > 0).astype(jnp.float32)
 
 
@@ -76,6 +94,7 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
   totals = {
     "hard": jnp.sum(batch.hard_weight[:, :-1]),
     "soft": jnp.sum(batch.soft_weight),
+    "advantage": jnp.sum(batch.advantage != 0, dtype=jnp.float32),
     "value": jnp.sum(batch.value_weight),
     "kl": jnp.sum(_targeted(batch)),
   }
@@ -91,14 +110,17 @@ def total_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of a (micro-)batch, its parts already divided by the whole batch's weights.
 
-  Hard and soft targets are averaged together: a position counts the same whichever it has.
+  Hard targets, soft targets and advantages are averaged together: a position counts the same
+  whichever it has.
   """
-  policy_divisor = divisors["hard"] + divisors["soft"]
+  policy_divisor = divisors["hard"] + divisors["soft"] + divisors["advantage"]
+  policy_loss = (
+    hard_cross_entropy(output.logits, batch)
+    + soft_cross_entropy(output.logits, batch)
+    + policy_gradient(output.logits, batch, config.clip)
+  )
   parts = {
-    "policy_loss": (
-      hard_cross_entropy(output.logits, batch) + soft_cross_entropy(output.logits, batch)
-    )
-    / policy_divisor,
+    "policy_loss": policy_loss / policy_divisor,
     "value_loss": value_cross_entropy(output.value_logits, batch) / divisors["value"],
   }
   loss = parts["policy_loss"] + config.value_weight * parts["value_loss"]

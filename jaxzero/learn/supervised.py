@@ -10,6 +10,7 @@ import numpy as np
 from jaxzero.errors import UserError
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.batch import Batch
+from jaxzero.learn.epochs import Epochs
 from jaxzero.learn.train import OptimizerConfig
 
 
@@ -38,13 +39,8 @@ class Examples:
   def __init__(
     self, texts: Sequence[tuple[list[int], list[int]]], length: int, num_candidates: int, seed: int
   ):
-    self.texts, self.length = texts, length
-    self.num_candidates, self.seed = num_candidates, seed
-
-  def example(self, number: int) -> tuple[list[int], list[int]]:
-    """(prompt, completion) of the endless stream of shuffled epochs."""
-    epoch, index = divmod(number, len(self.texts))
-    return self.texts[self._order(epoch)[index]]
+    self.texts = Epochs(texts, (seed,))
+    self.length, self.num_candidates = length, num_candidates
 
   def batch(
     self, step: int, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
@@ -53,12 +49,5 @@ class Examples:
     rows = range(batch_size) if rows is None else rows
     arrays = batch_lib.empty(len(rows), self.length, self.num_candidates)
     for i, row in enumerate(rows):
-      prompt, completion = self.example(step * batch_size + int(row))
-      batch_lib.put_text(arrays, i, prompt, completion)
+      batch_lib.put_text(arrays, i, *self.texts[step * batch_size + int(row)])
     return batch_lib.to_batch(arrays)
-
-  def _order(self, epoch: int) -> np.ndarray:
-    if getattr(self, "_epoch", None) != epoch:
-      self._epoch = epoch
-      self._permutation = np.random.default_rng((self.seed, epoch)).permutation(len(self.texts))
-    return self._permutation

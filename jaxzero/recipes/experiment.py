@@ -16,22 +16,34 @@ from jaxzero.search.play import PlayConfig
 from jaxzero.selfplay.run import SelfPlayConfig
 from jaxzero.tasks.base import TaskConfig
 
+RULES = ("search", "expert_iteration", "grpo")
+
 
 @dataclasses.dataclass(frozen=True)
 class ImproveConfig:
   """Rounds of self-play and learning from it."""
 
+  rule: str = "search"
+  """What is played and learned: `search` (solutions that tree searches found), `expert_iteration`
+  (right samples), `grpo` (samples by their advantage)."""
   rounds: int = 24
   replay_rounds: int = 4
-  """Learning draws from so many of the newest rounds."""
+  """search, expert_iteration: learning draws from so many of the newest rounds."""
   steps_per_round: int = 64
   batch_size: int = 32
   supervised_share: float = 0.125
   """Share of each batch that is worked examples."""
   solution_share: float = 0.7
-  """Share of each batch that is solutions of lost games; the rest are games as played."""
+  """search: share of each batch that is solutions of lost games; the rest are games as played."""
   soft_targets: bool = False
-  """Learn the trees' improved policies at a solution's moves, not the moves alone."""
+  """search: learn the trees' improved policies at a solution's moves, not the moves alone."""
+  keep: int = 4
+  """expert_iteration: right samples of a problem that are learned, at most."""
+  restart: bool = False
+  """expert_iteration: every round learns from the first parameters again, as ReST-EM does; else it
+  goes on, which needs fewer steps a round."""
+  scale_by_std: bool = False
+  """grpo: divide a group's advantages by their standard deviation."""
   evaluate_every: int = 4
   """Rounds between validations."""
   micro_batches: int = 1
@@ -39,6 +51,10 @@ class ImproveConfig:
   loss: LossConfig = LossConfig()
 
   def check(self) -> None:
+    if self.rule not in RULES:
+      raise UserError(f"--improve.rule={self.rule} is unknown; use one of {', '.join(RULES)}.")
+    if self.restart and self.rule != "expert_iteration":
+      raise UserError(f"--improve.restart is made for expert_iteration, not for {self.rule}.")
     for name in (
       "rounds",
       "replay_rounds",
@@ -46,6 +62,7 @@ class ImproveConfig:
       "batch_size",
       "evaluate_every",
       "micro_batches",
+      "keep",
     ):
       if getattr(self, name) < 1:
         raise UserError(f"--improve.{name.replace('_', '-')}={getattr(self, name)} must be >= 1.")
@@ -90,11 +107,25 @@ class Experiment:
     self.self_play.play.check(vocab_size=None)
     self.improve.check()
     self.evaluation.check()
+    self._check_rule()
     check_spike_factor(self.spike_factor)
     if not 0 <= self.seed <= 10**8:
       raise UserError(f"seed={self.seed} must lie in 0..{10**8}.")
     if self.max_prompt < 4:
       raise UserError(f"max_prompt={self.max_prompt} leaves no room for a problem; use 16 or more.")
+
+  def _check_rule(self) -> None:
+    rule, played = self.improve.rule, self.self_play
+    if rule == "grpo" and (played.samples < 2 or played.temperature != 1.0):
+      raise UserError(
+        f"rule=grpo compares samples of the policy that it learns: samples={played.samples} must "
+        f"be 2 or more, temperature={played.temperature} must be 1."
+      )
+    if played.curriculum and (rule != "search" or not self.improve.loss.value_weight):
+      raise UserError(
+        f"a curriculum asks the value head, which rule={rule} with value_weight="
+        f"{self.improve.loss.value_weight} never trains; leave --self-play.curriculum off."
+      )
 
   @property
   def test_play(self) -> PlayConfig:

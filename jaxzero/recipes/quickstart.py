@@ -16,17 +16,18 @@ from jaxzero.models.transformer import Params
 from jaxzero.parallel.hosts import is_primary
 from jaxzero.progress import bar
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.improve import improve
 from jaxzero.recipes.profiler import Window
 from jaxzero.recipes.run import Run, config_dict, write_json
 from jaxzero.recipes.stages import (
   charge_evaluation,
   fit_supervised,
   load_params,
-  self_play_rounds,
   spent,
 )
 from jaxzero.recipes.trees import searched_problems
-from jaxzero.search.strategies import SearchResult, search
+from jaxzero.search.request import SearchResult
+from jaxzero.search.strategies import search
 from jaxzero.tasks.base import Problem
 from jaxzero.view.report import write_report
 
@@ -76,7 +77,7 @@ def supervised(run: Run) -> dict[str, Any]:
 
 
 def self_play(run: Run) -> dict[str, Any]:
-  params = self_play_rounds(run, load_params(run, "pretrain", best=True))
+  params = improve(run, load_params(run, "pretrain", best=True))
   return {"test": test_accuracy(run, params, trained_steps(run, "self_play"))}
 
 

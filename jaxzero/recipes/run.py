@@ -233,14 +233,29 @@ class Run:
       self._lock.check()
     if self.metrics != self._rows_on_disk[: len(self.metrics)]:
       write_jsonl(self.folder / "metrics.jsonl", self.metrics)
-    self._tensorboard.update(self.metrics)
-    write_json(self.folder / "ledger.json", self.ledger)
+      self._tensorboard.update(self.metrics)
+    # A job beside the story (`jaxzero prm`) and the story keep each other's entries.
+    path = self.folder / "ledger.json"
+    others = json.loads(read_bytes(path)) if path.exists() else {}
+    write_json(path, {**others, **self.ledger})
 
   def rewind(self, meta: dict[str, Any]) -> None:
     """Puts metrics, ledger and the stage's clock to where they stood when `commit` said this."""
     self.metrics = self._rows_on_disk[: meta["metrics_rows"]]
     self.ledger: dict[str, dict[str, float]] = copy.deepcopy(meta["ledger"])
     self._seconds_before, self._begin = float(meta["seconds"]), time.monotonic()
+
+  def go_on(self) -> None:
+    """Takes up the books as the last job on this finished run left them."""
+    path = self.folder / "ledger.json"
+    try:
+      ledger = by_primary(lambda: json.loads(read_bytes(path)))
+    except (FileNotFoundError, ValueError) as error:
+      raise UserError(
+        f"{path} is missing or damaged; delete {self.folder / 'results'} and the run's own command "
+        "writes it again."
+      ) from error
+    self.rewind({"metrics_rows": len(self._rows_on_disk), "ledger": ledger, "seconds": 0.0})
 
   def _check_config(self) -> bool:
     """Whether the folder is new; UserError where it holds another run or something else."""
@@ -320,7 +335,7 @@ class Run:
     texts = [problem.prompt for problem, _ in self.worked_texts]
     for _, completion in self.worked_texts:
       texts += [*completion.steps, completion.answer]
-    return Tokenizer.train(texts)
+    return Tokenizer.train(texts, symbols=self.task.symbols)
 
   def _check_sizes(self) -> None:
     """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""

@@ -1,12 +1,12 @@
-"""The stages of a run: supervised training (and its longer-trained control), and the rounds of
-self-play. Each goes on from its newest good checkpoint, and its data order depends on (seed, step)
-alone, so a killed run ends in the same bits as one that was never killed."""
+"""The supervised stages of a run, training and its longer-trained control; what all stages share.
+
+Each stage goes on from its newest good checkpoint, and its data order depends on (seed, step)
+alone, so a killed run ends in the same bits as one that was never killed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-import warnings
 from typing import Any
 
 import jax
@@ -19,19 +19,13 @@ from jaxzero.evals.evaluate import evaluate
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.supervised import Examples
 from jaxzero.learn.train import Trainer
-from jaxzero.learn.window import ReplayWindow
 from jaxzero.models.transformer import Params, param_targets
-from jaxzero.parallel.hosts import by_primary, gather_objects, is_primary, jointly
+from jaxzero.parallel.hosts import by_primary
 from jaxzero.progress import bar
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.steps import Steps, train_flops
-from jaxzero.selfplay.episode import Episode
-from jaxzero.selfplay.episode import validate as validate_episode
-from jaxzero.selfplay.replay import ReplayStore, ShardInfo
-from jaxzero.selfplay.run import play_round
-from jaxzero.tasks.base import Problem
 
-_BASE_SEED = {"init": 0, "examples": 1, "self_play": 2, "replay": 3, "control": 4}
+BASE_SEED = {"init": 0, "examples": 1, "self_play": 2, "replay": 3, "control": 4}
 
 
 def validate(run: Run, params: Params, step: int) -> float:
@@ -85,10 +79,10 @@ def fit_supervised(
     run.mesh,
     last_step,
   )
-  seed = experiment.seed * 10 + _BASE_SEED["examples" if start is None else "control"]
+  seed = experiment.seed * 10 + BASE_SEED["examples" if start is None else "control"]
   examples = Examples(run.worked_examples, experiment.context, 1, seed)
   if start is None:
-    state = trainer.init(jax.random.key(experiment.seed * 10 + _BASE_SEED["init"]))
+    state = trainer.init(jax.random.key(experiment.seed * 10 + BASE_SEED["init"]))
   else:
     state = trainer.fresh_optimizer(start)
   steps = Steps(run, name, kind, trainer, state, config.batch_size, keep_best=True)
@@ -116,160 +110,6 @@ def fit_supervised(
       steps.save(accuracy, best=best, stale=stale)
       run.stop_point(f"step {steps.step} of {name}")
   return load_params(run, name, best=True)
-
-
-def self_play_rounds(run: Run, start: Params) -> Params:
-  """Self-play, store, learn, validate, checkpoint; returns the last round's parameters."""
-  experiment, config = run.experiment, run.experiment.improve
-  config.check()
-  last_step = config.rounds * config.steps_per_round
-  trainer = Trainer(
-    experiment.model,
-    run.tokenizer.vocab_size,
-    config.optimizer,
-    config.loss,
-    run.mesh,
-    last_step,
-    config.micro_batches,
-  )
-  state = trainer.fresh_optimizer(start)
-  steps = Steps(run, "self_play", "learn", trainer, state, config.batch_size)
-  store = open_replay(run, steps.step // config.steps_per_round)
-  reference = jax.tree.map(lambda x: x.copy(), start) if config.loss.kl_weight else None
-  done = steps.step // config.steps_per_round
-  played: dict[str, Any] = steps.meta.get("played", {})
-  with bar("self-play rounds", total=config.rounds, unit="rounds", start=done) as progress:
-    while steps.step < last_step:
-      round = steps.step // config.steps_per_round
-      # Where a checkpoint lies inside of a round, that is played, and what it took is in the books.
-      if steps.step % config.steps_per_round == 0:
-        played = play(run, store, steps.state.params, round, steps.step)
-      window = replay_window(run, store, round)
-      until = (round + 1) * config.steps_per_round
-      metrics = steps.advance(until, window.batch, reference, played=played)
-      row = {**played, **metrics}
-      if (round + 1) % config.evaluate_every == 0 or steps.step == last_step:
-        row["validation_accuracy"] = validate(run, steps.state.params, steps.step)
-        progress.describe(f"self-play rounds, validation {row['validation_accuracy']:.1%}")
-      run.log(
-        kind="round", round=round, step=steps.step - config.steps_per_round, flops=spent(run), **row
-      )
-      progress.advance(1)
-      steps.save()
-      run.stop_point(f"step {steps.step} of self_play")
-  return steps.state.params
-
-
-def play(run: Run, store: ReplayStore, params: Params, round: int, step: int) -> dict[str, Any]:
-  """Plays and commits a round, unless it is stored already; returns its figures.
-
-  Each host plays its share and writes it as a shard; the first one commits them all.
-  """
-  figures = store.figures(round)
-  if figures is None:
-    config, seed = run.experiment.self_play, run.experiment.seed * 10 + _BASE_SEED["self_play"]
-    begin = time.monotonic()
-    with run.goodput.phase("self_play"):
-      episodes, figures = play_round(
-        run.engine,
-        params,
-        config,
-        seed,
-        round,
-        step,
-        unsolved(run, store, round),
-        lambda _: run.stop_point(f"round {round} of self-play, which will be played again"),
-      )
-      for episode in episodes:
-        validate_episode(episode, run.tokenizer.vocab_size)
-    with run.goodput.phase("stall"):
-      figures["seconds"] = time.monotonic() - begin
-      _commit(run, store, round, episodes, figures)
-  flops, seconds = figures.pop("flops"), figures.pop("seconds")
-  run.charge("selfplay", flops, seconds, figures["mean_forward_tokens"] * figures["episodes"])
-  return figures
-
-
-def _commit(
-  run: Run, store: ReplayStore, round: int, episodes: list[Episode], figures: dict[str, Any]
-) -> None:
-  hosts = run.hosts
-
-  def stage() -> dict[str, Any] | None:
-    if not hosts.is_leader:
-      return None
-    return dataclasses.asdict(store.stage(round, hosts.part, hosts.parts, episodes))
-
-  shards = [ShardInfo(**one) for one in jointly(stage) if one]
-  by_primary(lambda: store.commit(round, shards, figures))
-  if not is_primary():
-    store.commit(round, shards, figures)
-  run.goodput.commit()
-
-
-def open_replay(run: Run, round: int) -> ReplayStore:
-  """The replay of all rounds that were committed, also of one that is not learned from yet; those
-  that round `round` and later ones learn from are checked."""
-  folder = run.folder / "episodes"
-  first = max(0, round - run.experiment.improve.replay_rounds + 1)
-
-  # The first host's store sweeps what killed writers left, so it is opened once, before the others
-  # write.
-  opened: list[ReplayStore] = []
-
-  def checked() -> list[str]:
-    opened.append(ReplayStore(folder))
-    return opened[0].verify(first)
-
-  damage = by_primary(checked)
-  if damage:
-    raise UserError(f"{' '.join(damage)} Run the same command again to go on without it.")
-  store = opened[0] if opened else ReplayStore(folder, primary=False)
-  gone = sorted(set(range(first, round)) - set(store.rounds))
-  if gone and is_primary():
-    warnings.warn(f"{folder} has lost rounds {gone}; learning goes on without them.", stacklevel=2)
-  return store
-
-
-def replay_window(run: Run, store: ReplayStore, round: int) -> ReplayWindow:
-  experiment, config = run.experiment, run.experiment.improve
-  seed = experiment.seed * 10 + _BASE_SEED["replay"]
-  window = store.window(round, config.replay_rounds)
-  # A host that cannot read what others can would learn from other episodes than they.
-  sizes = gather_objects(len(window))
-  if len(set(sizes)) > 1:
-    raise UserError(
-      f"the hosts see {sizes} episodes in the window of round {round}; check that all of them can "
-      f"read {store.folder}, then run the same command again."
-    )
-  return ReplayWindow(
-    store.sampler(window, (seed, round)),
-    run.worked_examples,
-    seed,
-    experiment.context,
-    experiment.self_play.play.tree.num_candidates,
-    config.batch_size,
-    config.supervised_share,
-    config.solution_share,
-    config.soft_targets,
-  )
-
-
-def unsolved(run: Run, store: ReplayStore, round: int) -> list[Problem]:
-  """Stored problems for round `round` to think about again: those of the replay window that no
-  search had solved, each once, in an order that depends on (seed, round) alone."""
-  config = run.experiment.self_play
-  wanted = int(config.reanalysis_share * config.episodes_per_round)
-  if not wanted or not round:
-    return []
-  window = store.window(round - 1, run.experiment.improve.replay_rounds)
-  order = store.sampler(window, (run.experiment.seed * 10 + _BASE_SEED["self_play"], round))
-  found: dict[str, bool] = {}
-  for number in range(len(window)):
-    episode = order[number]
-    found[episode.problem_id] = found.get(episode.problem_id, False) or len(episode.harvested) > 0
-  open_ = [problem_id for problem_id, solved in found.items() if not solved]
-  return [run.task.parse(problem_id) for problem_id in open_[:wanted]]
 
 
 def spent(run: Run) -> float:

@@ -108,7 +108,7 @@ def is_open(expedition: Expedition, frontier: Frontier) -> jax.Array:
   exists = jnp.arange(M) < frontier.size[:, None]
   open_ = jnp.any(exists & (frontier.best > -jnp.inf), axis=1)
   if expedition.config.order == "shared_samples":
-    open_ &= frontier.samples < frontier.limit  # a policy that is sure would sample on for ever
+    open_ &= frontier.samples < _most_samples(expedition, frontier)
   wanted = frontier.found == 0 if expedition.stop_when_found else True
   return open_ & (frontier.size < frontier.limit) & wanted
 
@@ -118,7 +118,7 @@ def step(expedition: Expedition, frontier: Frontier) -> Frontier:
   present = is_open(expedition, frontier)
   if expedition.config.order == "shared_samples":
     frontier, parent, action = _walk(expedition, frontier, present)
-    present &= frontier.samples < frontier.limit
+    present &= frontier.samples < _most_samples(expedition, frontier)
   else:
     parent, action = _best_edge(frontier)
   node = jnp.minimum(frontier.size, frontier.tree.parent.shape[1] - 1)
@@ -265,15 +265,25 @@ def _noise(keys: jax.Array, number: jax.Array, A: int) -> jax.Array:
   return jax.vmap(draw)(keys, number)
 
 
+def _most_samples(expedition: Expedition, frontier: Frontier) -> jax.Array:
+  """[B] int32; a policy that is sure would sample on for ever."""
+  most = expedition.config.num_samples
+  return jnp.minimum(frontier.limit, most) if most else frontier.limit
+
+
 def _walk(
   expedition: Expedition, frontier: Frontier, present: jax.Array
 ) -> tuple[Frontier, jax.Array, jax.Array]:
-  """Draws tokens from where each row's sample stands until one leads to no node yet."""
+  """Draws tokens from where each row's sample stands until one leads to no node yet.
+
+  A sample that was drawn before counts once more for all above its end.
+  """
   tree, (B, _, A) = frontier.tree, frontier.tree.children.shape
+  most = _most_samples(expedition, frontier)
 
   def draw(carry):
-    cursor, samples, _, _, settled = carry
-    moving = present & ~settled & (samples < frontier.limit)
+    cursor, samples, _, _, settled, visits, value = carry
+    moving = present & ~settled & (samples < most)
     number = samples * (tree.path.shape[-1] + 1) + at(tree.depth, cursor)
     noisy = at(tree.prior_logits, cursor) + _noise(frontier.keys, number, A)
     action = jnp.argmax(noisy, axis=1).astype(jnp.int32)
@@ -284,12 +294,27 @@ def _walk(
     parent = jnp.where(found, cursor, carry[2])
     action = jnp.where(found, action, carry[3])
     cursor = jnp.where(moving & ~found, onward, cursor)
-    return cursor, samples + again, parent, action, settled | found
+    counted = tree_lib.backup(
+      tree.replace(visits=visits, value=value),
+      jnp.maximum(child, 0)[:, None],
+      again[:, None],
+      discounted=expedition.rules.discounted,
+    )
+    return (
+      cursor,
+      samples + again,
+      parent,
+      action,
+      settled | found,
+      counted.visits,
+      counted.value,
+    )
 
   def unsettled(carry):
-    return jnp.any(present & ~carry[4] & (carry[1] < frontier.limit))
+    return jnp.any(present & ~carry[4] & (carry[1] < most))
 
   zeros = jnp.zeros(B, jnp.int32)
-  carry = (frontier.cursor, frontier.samples, zeros, zeros, zeros > 0)
-  cursor, samples, parent, action, _ = jax.lax.while_loop(unsettled, draw, carry)
-  return frontier.replace(cursor=cursor, samples=samples), parent, action
+  carry = (frontier.cursor, frontier.samples, zeros, zeros, zeros > 0, tree.visits, tree.value)
+  cursor, samples, parent, action, _, visits, value = jax.lax.while_loop(unsettled, draw, carry)
+  tree = tree.replace(visits=visits, value=value)
+  return frontier.replace(tree=tree, cursor=cursor, samples=samples), parent, action

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.errors import UserError
-from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.models.scored import Model
+from jaxzero.models.transformer import Block
 from jaxzero.search import game as game_lib
 from jaxzero.search import mcts, reuse
 from jaxzero.search import tree as tree_lib
@@ -64,7 +65,7 @@ class Played:
   length: jax.Array  # [B] int32
   finished: jax.Array  # [B] bool: it has ended, by the end token or lost
   right: jax.Array  # [B] bool: verdict of the episode as played
-  value: jax.Array  # [B] float32: P(right) by the value head at its last token
+  values: jax.Array  # [B, C] float32: P(right) by the value head after each token
   found: mcts.Found  # a verified completion seen anywhere in the trees
   moves: Moves
   trees: Tree  # of the first search of the first `keep_trees` rows
@@ -90,7 +91,7 @@ class _State:
 
 
 def play(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -248,7 +249,7 @@ def play(
     length=state.game.length,
     finished=state.finished,
     right=verifier.right(state.game.judge),
-    value=state.game.value,
+    values=state.game.values,
     found=state.found,
     moves=state.moves,
     trees=state.trees,
@@ -258,29 +259,26 @@ def play(
 
 
 def decode(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
-  prompts: jax.Array,
-  prompt_length: jax.Array,
-  judge: jax.Array,
+  game: Game,
+  moving: jax.Array,
   keys: jax.Array,
-  temperature: jax.Array,
+  temperature: jax.Array | float,
   verify_inside: jax.Array,
-  max_tokens: int,
   end_id: int,
   verifier: DeviceVerifier,
 ) -> tuple[Game, jax.Array, jax.Array]:
-  """Plain decoding, greedy at temperature 0, to the end of every row.
+  """Plain decoding, greedy at temperature 0, to the end of every row that is moving [B] bool.
 
   Args:
-    judge: [B, S] int32, the verifier's first state of each problem.
     verify_inside: scalar bool, whether a row ends where the verifier knows that it is lost.
 
   Returns:
     the finished games, finished [B] bool, and the scalar number of positions that each row went
     through.
   """
-  game = game_lib.start(model, layers, prompts, prompt_length, judge, max_tokens)
+  max_tokens = game.completion.shape[1]
 
   def choose(game: Game) -> jax.Array:
     step_keys = jax.vmap(jax.random.fold_in)(keys, game.length)
@@ -295,8 +293,7 @@ def decode(
     finished = finished | (moving & ended)
     return game, moving & ~finished & (game.length < max_tokens), finished, steps + 1
 
-  nobody = jnp.zeros(prompts.shape[0], bool)
-  carry = (game, prompt_length > 0, nobody, jnp.int32(0))
+  carry = (game, moving, jnp.zeros_like(moving), jnp.int32(0))
   game, _, finished, steps = jax.lax.while_loop(lambda c: jnp.any(c[1]), step, carry)
   return game, finished, steps
 

@@ -18,6 +18,7 @@ from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.pool import Thinking, think
 from jaxzero.search.record import trim
+from jaxzero.selfplay import curriculum
 from jaxzero.selfplay.episode import Episode
 from jaxzero.tasks.base import Problem
 from jaxzero.tasks.transcript import encode_prompt
@@ -25,6 +26,8 @@ from jaxzero.tasks.transcript import encode_prompt
 
 @dataclasses.dataclass(frozen=True)
 class SelfPlayConfig:
+  """A round of self-play."""
+
   play: PlayConfig = PlayConfig(tree=TreeConfig(num_simulations=96))
   noise: float = 0.3
   """Scale of the Gumbel noise on the roots' edges."""
@@ -32,6 +35,11 @@ class SelfPlayConfig:
   """Of the policy that is played."""
   episodes_per_round: int = 1024
   batch_size: int = 64
+  samples: int = 8
+  """Rules expert_iteration and grpo: independent samples of a problem."""
+  curriculum: bool = False
+  """A round's problems are those, of four times as many, that the model foresees to solve in 20 to
+  80 % of its tries."""
   reanalysis_share: float = 0.0
   """Share of a round's problems that are stored ones which no search has solved yet, thought about
   again with the newest model (reanalysis, as in MuZero: Schrittwieser et al. 2020)."""
@@ -47,6 +55,8 @@ class SelfPlayConfig:
         f"temperature={self.temperature} must lie above 0, noise={self.noise} at 0 or above, and "
         "both at most at 100."
       )
+    if not 1 <= self.samples <= 1024:
+      raise UserError(f"samples={self.samples} must lie in 1..1024.")
     if not 0.0 <= self.reanalysis_share <= 1.0:
       raise UserError(f"reanalysis_share={self.reanalysis_share} must lie between 0 and 1.")
     if self.play.tree.order not in PATH_ORDERS:
@@ -54,6 +64,15 @@ class SelfPlayConfig:
         f"self-play grows one tree a problem; order={self.play.tree.order} cannot: use one of "
         f"{', '.join(PATH_ORDERS)}."
       )
+
+  def sampling(self) -> SelfPlayConfig:
+    """The same rounds played by `samples` independent samples a problem, each to its end; they are
+    drawn among the A likeliest tokens, and pay for the prefixes that they share once."""
+    nodes = self.samples * self.play.max_tokens
+    tree = dataclasses.replace(
+      self.play.tree.along_paths("shared_samples", nodes), num_samples=self.samples
+    )
+    return dataclasses.replace(self, noise=0.0, play=dataclasses.replace(self.play, tree=tree))
 
 
 def play_round(
@@ -70,7 +89,7 @@ def play_round(
 
   The first completion of a tree is the game as played. The search goes on where that game is lost,
   until it has found a right completion or spent its nodes. Problem and noise of an episode are a
-  pure function of (seed, round, its number, again).
+  pure function of (seed, round, its number, again), with a curriculum of the parameters, too.
 
   Args:
     again: stored problems to think about once more; they come first.
@@ -89,7 +108,8 @@ def play_round(
     )
   count = config.episodes_per_round
   numbers = np.arange(count)
-  fresh = [engine.task.problem("train", seed, round * count + int(i)) for i in numbers]
+  params = engine.gather(params)
+  fresh, foreseen = new_problems(engine, params, config, seed, round)
   problems = [*again, *fresh][:count]
   round_key = jax.random.fold_in(jax.random.key(seed), round)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(round_key, numbers)
@@ -120,8 +140,21 @@ def play_round(
     _episode(engine, config, thinking, i, problems[n], f"{seed}-{round}-{n}", model_step)
     for i, n in enumerate(share)
   ]
-  cost = {"flops": engine.flops(thinking.positions), "occupancy": thinking.occupancy}
+  cost = {"flops": engine.flops(thinking.positions + foreseen), "occupancy": thinking.occupancy}
   return episodes, {**cost, **figures(hosts, episodes)}
+
+
+def new_problems(
+  engine: Engine, params: Params, config: SelfPlayConfig, seed: int, round: int
+) -> tuple[list[Problem], int]:
+  """A round's problems from the endless stream, and the positions that choosing them took."""
+  count = config.episodes_per_round
+  drawn = count * (curriculum.CANDIDATES if config.curriculum else 1)
+  problems = [engine.task.problem("train", seed, round * drawn + i) for i in range(drawn)]
+  if not config.curriculum:
+    return problems, 0
+  success, positions = curriculum.foresee(engine, params, problems, config.batch_size)
+  return [problems[i] for i in curriculum.choose(success, count)], positions
 
 
 def figures(hosts: HostRows, episodes: Sequence[Episode]) -> dict[str, float]:

@@ -21,6 +21,7 @@ main{max-width:920px;margin:0 auto;padding:56px 28px 96px}
 h1{font-size:34px;line-height:1.15;letter-spacing:-.02em;margin:0 0 10px}
 h2{font-size:21px;letter-spacing:-.01em;margin:0 0 18px}
 h3{font-size:15px;margin:0}
+.chart-title{margin:22px 0 10px}
 section{margin-top:56px}
 .facts{color:var(--muted);margin:0}.facts b{color:var(--ink)}
 .notice{border-left:4px solid var(--wrong);background:var(--panel);padding:12px 16px;

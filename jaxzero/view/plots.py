@@ -86,7 +86,7 @@ def _chart(
   right: float,
 ) -> str:
   left, top, bottom = 46, 34, 50
-  x_ticks, (x0, x1) = _x_axis(series, log_x, 8 if width > 500 else 4)
+  x_ticks, (x0, x1) = x_axis(series, log_x, 8 if width > 500 else 4)
   y_ticks, y1 = _y_axis(series)
   warp = math.log10 if log_x else float
 
@@ -206,7 +206,10 @@ def _text(x: float, y: float, text: str, anchor: str, opacity: float) -> str:
   )
 
 
-def _x_axis(series, log_x: bool, count: int) -> tuple[list[float], tuple[float, float]]:
+def x_axis(
+  series: Sequence[Series], log_x: bool, count: int
+) -> tuple[list[float], tuple[float, float]]:
+  """Round ticks, about `count` of them, and the axis' ends."""
   low, high = min(min(s.x) for s in series), max(max(s.x) for s in series)
   if log_x:
     low, high = low / 1.2, high * 1.2

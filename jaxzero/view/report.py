@@ -23,6 +23,7 @@ from jaxzero.view.page import (
   table,
 )
 from jaxzero.view.plots import Series, escape, figure, si, tone
+from jaxzero.view.scaling import scaling_sections
 from jaxzero.view.tree import tree_key, tree_svg, tree_text
 
 Eval = Mapping[str, Any]
@@ -49,8 +50,8 @@ _NODES_DRAWN = 48
 def write_report(folder: PathLike) -> Path:
   """Builds RUN/report.html from what the run has written so far; returns its path.
 
-  Reads summary.json, metrics.jsonl, trees.json and, without a summary, ledger.json. What is
-  missing is named on the page; without summary.json the page says "unfinished".
+  Reads summary.json, metrics.jsonl, scale.json, trees.json and, without a summary, ledger.json.
+  What is missing is named on the page; without summary.json the page says "unfinished".
 
   Raises:
     UserError: no such run, nothing in it to report, or a damaged file.
@@ -80,6 +81,7 @@ def report_html(run: Path) -> str:
     _guard(summary_path, _headline, summary),
     _guard(metrics_path, _train_curve, metrics),
     _guard(summary_path, _test_curve, summary),
+    _guard(run / "scale.json", _scaling, _read_object(run / "scale.json")),
     _guard(summary_path, _control_table, summary, ledger),
     _guard(summary_path if finished else ledger_path, _ledger, ledger),
     _guard(run / "trees.json", _trees, trees),
@@ -275,6 +277,10 @@ def _test_curve(summary: Mapping) -> str:
   if any(source.endswith("supervised") for source, _ in groups):
     note += " Dashed: the supervised model, before self-play."
   return section("Thinking", chart + numbers, note)
+
+
+def _scaling(scale: Mapping | None) -> str:
+  return scaling_sections(scale) if scale else ""
 
 
 def _eval_row(name: str, e: Eval) -> str:

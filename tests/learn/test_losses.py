@@ -113,12 +113,12 @@ def test_soft_targets_are_met_exactly_where_the_gradient_vanishes(batch):
   np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
 
 
-def test_value_cross_entropy_is_binary_and_to_the_outcome(batch, output):
+def test_value_cross_entropy_is_binary_and_to_its_target(batch, output):
   p = 1 / (1 + np.exp(-np.asarray(output.value_logits, np.float64)))
-  outcome = batch.outcome[:, None]
-  loss = -np.where(outcome == 1, np.log(p), np.log(1 - p))
+  target = np.asarray(batch.value_target, np.float64)
+  loss = -target * np.log(p) - (1 - target) * np.log(1 - p)
   total = (batch.value_weight * loss).sum()
-  assert total > 0 and set(batch.outcome[:2]) == {0.0, 1.0}
+  assert total > 0 and {*target[:2][batch.value_weight[:2] > 0]} == {0.0, 1.0}
   np.testing.assert_allclose(
     losses.value_cross_entropy(output.value_logits, batch), total, rtol=1e-5
   )
@@ -179,13 +179,13 @@ def test_what_each_kind_of_row_teaches(batch):
     # The value is learned at the last token's own position, too.
     valued = np.maximum(inside, np.roll(inside, 1)) * value
     np.testing.assert_array_equal(batch.value_weight[row], valued)
+    np.testing.assert_array_equal(batch.value_target[row], valued * game.right)
     np.testing.assert_array_equal(batch.tokens[row, P : P + len(completion)], completion)
     assert batch.length[row] == P + len(completion)
     if soft:
       np.testing.assert_array_equal(batch.candidates[row][inside], game.candidates)
       np.testing.assert_array_equal(batch.soft_target[row][inside], game.weights)
     assert (batch.candidates[row][~inside] == -1).all()
-  np.testing.assert_array_equal(batch.outcome, [0, 1, 0, 0, 0, 0])
   np.testing.assert_array_equal(batch.hard_weight[3], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0])
   np.testing.assert_array_equal(batch.soft_weight[3], nothing)
   np.testing.assert_array_equal(batch.value_weight[3], nothing)

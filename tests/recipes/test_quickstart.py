@@ -13,8 +13,9 @@ import pytest
 
 import jaxzero
 from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.rules import unsolved
 from jaxzero.recipes.run import Run, config_dict, from_dict, load_experiment
-from jaxzero.recipes.stages import train_flops, unsolved
+from jaxzero.recipes.steps import train_flops
 from jaxzero.selfplay.episode import validate
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.tasks.transcript import grade
@@ -22,7 +23,10 @@ from jaxzero.tasks.transcript import grade
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smoke", "small", "base", "large"])
+@pytest.mark.parametrize(
+  "name",
+  ["quickstart", "smoke", "small", "base", "large", "arithmetic", "programs", "mixture"],
+)
 def test_configs_are_whole_and_survive_json(name):
   config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["config"]
   config.check()

@@ -1,5 +1,6 @@
 """Search along paths against slow oracles: a heap, numpy, samples drawn one by one, enumeration."""
 
+import collections
 import dataclasses
 import heapq
 import itertools
@@ -271,6 +272,42 @@ def test_shared_samples_pay_for_the_union_of_their_prefixes():
       sample += 1
     assert paths(frontier.tree, row, frontier.size[row]) == union
   assert repeated, "some samples cost nothing"
+
+
+def test_a_tree_of_so_many_samples_counts_each_as_often_as_it_was_drawn():
+  rows, most = 12, 6
+  made = case(31, rows=rows, vocab=3, depth=4, ends=0.3)
+  game, net, rules, _ = made
+  config = dataclasses.replace(SHARED, num_simulations=24, num_samples=most)
+  frontier, _, is_open = run(made, config, noise=0.0)
+  assert not is_open.any() and (frontier.samples == most).all()
+  keys, logits, repeated = row_keys(0, rows), np.asarray(jax.nn.log_softmax(net.logits)), 0
+  for row in range(rows):
+    passed, won, ends = collections.Counter(), collections.Counter(), collections.Counter()
+    for sample in range(most):
+      path, over = (), False
+      while not over:
+        log_p = logits[(len(path) - 1) % 3, path[-1]] if path else np.asarray(game.logits[row])
+        candidates = np.argsort(-log_p, kind="stable")
+        number = jnp.array([sample * 5 + len(path)])
+        noise = np.asarray(frontier_lib._noise(keys[row][None], number, 3))[0]
+        path = (*path, int(candidates[np.argmax(log_p[candidates] + noise)]))
+        over = bool(rules.ends[(len(path) - 1) % 3, path[-1]]) or len(path) == 4
+      ends[path] += 1
+      right = float(rules.rewards[(len(path) - 1) % 3, path[-1]]) > 0
+      for depth in range(1, len(path) + 1):
+        passed[path[:depth]] += 1
+        won[path[:depth]] += right
+    repeated += most - len(ends)
+    tree, size = frontier.tree, frontier.size[row]
+    assert set(paths(tree, row, size)) == set(passed)
+    for node in range(1, size):
+      path = path_of(tree, row, node)
+      assert tree.visits[row, node] == passed[path] and tree.terminal[row, node] == (path in ends)
+      mean = tree.reward[row, node] if path in ends else tree.value[row, node]
+      np.testing.assert_allclose(mean, won[path] / passed[path], atol=1e-6)
+    assert tree.visits[row, 0] == 1 + most, "its own estimate is one"
+  assert repeated
 
 
 def test_the_first_shared_sample_follows_the_policy(one_game):
