@@ -25,7 +25,7 @@ VALUE_SHARE = 0.125
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-  targets: Literal["paths", "trees", "both"] = "trees"
+  targets: Literal["paths", "trees", "both"] = "paths"
   """paths: the tokens of verified completions; trees: what the final teacher would play along them,
   given that it wins; both: half of each, at every position."""
   steps: int = 1500

@@ -85,7 +85,7 @@ def test_a_row_depends_on_nothing_but_its_number(episodes, task):
 
 def test_the_control_learns_worked_examples_alone(task, tokenizer):
   texts = [([1, 5], [6, 2])]
-  config = DistillConfig(supervised_share=1.0, batch_size=8)
+  config = DistillConfig(targets="trees", supervised_share=1.0, batch_size=8)
   assert not config.soft
   batch = Lessons(config, texts, [], [], None, LENGTH).batch(7, range(8))
   assert (batch.tokens[:, :4] == [1, 5, 6, 2]).all() and (batch.hard_weight.sum(axis=1) == 2).all()
