@@ -70,7 +70,7 @@ def data_card(
 ) -> str:
   """The text of README.md; `counts` are the export's, `schemas` its tables' by name."""
   columns = "\n".join(
-    f"- **{table}**: " + ", ".join(f"`{field.name}` {field.type}" for field in schema)
+    f"- **{table}**: " + ", ".join(f"`{field.name}` {_type(field.type)}" for field in schema)
     for table, schema in schemas.items()
   )
   return _CARD.format(
@@ -88,3 +88,7 @@ def data_card(
     tree=experiment.self_play.play.tree,
     columns=columns,
   )
+
+
+def _type(type_: Any) -> str:
+  return f"list of {type_.value_type}" if hasattr(type_, "value_type") else str(type_)

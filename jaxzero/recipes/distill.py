@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,8 +79,7 @@ def distill(
   config.check()
   source = teacher.engine.tokenizer
   tokenizer = tokenizer or source
-  same = tokenizer.fingerprint == source.fingerprint
-  if config.soft and not same:
+  if config.soft and tokenizer.fingerprint != source.fingerprint:
     raise UserError(
       f"targets={config.targets} are over the teacher's {source.vocab_size} tokens, and the "
       f"student has another tokenizer of {tokenizer.vocab_size}; use --targets paths."
@@ -88,10 +87,57 @@ def distill(
   experiment = dataclasses.replace(
     teacher.experiment, model=student.model, mesh=student.mesh, supervised=student.supervised
   )
-  episodes = [] if config.supervised_share == 1 else teacher.episodes(config.rounds)
+  lesson = _lesson(teacher, config, tokenizer, experiment.context)
   with Run(folder, experiment, tokenizer=tokenizer) as run:
     _check_lesson(run, teacher, config)
-    return run.stage(STAGE, lambda: _teach(run, teacher, config, episodes, same))
+    return run.stage(STAGE, lambda: _teach(run, teacher, config, lesson))
+
+
+class Lesson(NamedTuple):
+  """What a run's data set holds for a student, in the student's tokens."""
+
+  completions: list[Verified]  # as the teacher's tree has them
+  texts: list[tuple[list[int], list[int]]]  # their (prompt, completion)
+  games: list[Episode]
+  too_long: int
+
+
+def _lesson(
+  teacher: TeacherRun, config: DistillConfig, tokenizer: Tokenizer, length: int
+) -> Lesson:
+  """Reads the data set; UserError where there is nothing in it that fits `length` tokens."""
+  if config.supervised_share == 1:
+    return Lesson([], [], [], 0)
+  episodes = teacher.episodes(config.rounds)
+  everything = verified(episodes, teacher.engine.task)
+  source = teacher.engine.tokenizer
+  same = tokenizer.fingerprint == source.fingerprint
+
+  def own(tokens: np.ndarray) -> np.ndarray:
+    return tokens if same else np.array(translate(tokens, source, tokenizer), np.int32)
+
+  completions, texts = [], []
+  for one in everything:
+    text = own(one.prompt).tolist(), own(one.tokens).tolist()
+    if len(text[0]) + len(text[1]) <= length:
+      completions.append(one)
+      texts.append(text)
+  games = []
+  for episode in episodes:
+    game = dataclasses.replace(
+      episode,
+      prompt_tokens=own(episode.prompt_tokens),
+      tokens=own(episode.tokens),
+      harvested=own(episode.harvested),
+    )
+    if len(game.prompt_tokens) + max(len(game.tokens), len(game.harvested)) <= length:
+      games.append(game)
+  if not texts:
+    raise UserError(
+      f"none of the {len(episodes)} episodes of {teacher.folder} holds a right completion that "
+      f"fits {length} tokens; play more rounds, or take --supervised-share 1."
+    )
+  return Lesson(completions, texts, games, len(everything) - len(texts))
 
 
 def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
@@ -121,42 +167,18 @@ def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
     )
 
 
-def _teach(
-  run: Run, teacher: TeacherRun, config: DistillConfig, episodes: list[Episode], same: bool
-) -> dict[str, Any]:
-  completions = verified(episodes, run.task)
-  targets = _targets(run, teacher, completions) if config.soft else None
-  source = teacher.engine.tokenizer
-
-  def own(tokens: np.ndarray) -> list[int]:
-    return tokens.tolist() if same else translate(tokens, source, run.tokenizer)
-
-  texts = [(own(one.prompt), own(one.tokens)) for one in completions]
-  length = run.experiment.context
-  fitting = [text for text in texts if len(text[0]) + len(text[1]) <= length]
-  games = [
-    dataclasses.replace(
-      episode,
-      prompt_tokens=np.array(own(episode.prompt_tokens), np.int32),
-      tokens=np.array(own(episode.tokens), np.int32),
-      harvested=np.array(own(episode.harvested), np.int32),
-    )
-    for episode in episodes
-  ]
-  games = [game for game in games if len(game.prompt_tokens) + len(game.tokens) <= length]
-  if config.supervised_share < 1 and not fitting:
-    raise UserError(
-      f"none of the {len(episodes)} episodes of {teacher.folder} holds a right completion that "
-      f"fits {length} tokens; play more rounds, or take --supervised-share 1."
-    )
-  lessons = Lessons(config, run.worked_examples, games, fitting, targets, length)
+def _teach(run: Run, teacher: TeacherRun, config: DistillConfig, lesson: Lesson) -> dict[str, Any]:
+  targets = _targets(run, teacher, lesson.completions) if config.soft else None
+  lessons = Lessons(
+    config, run.worked_examples, lesson.games, lesson.texts, targets, run.experiment.context
+  )
   params, step = _train(run, config, lessons)
   return {
     "test": test_accuracy(run, params, step),
     "parameters": run.experiment.model.parameters(run.tokenizer.vocab_size),
-    "teacher_parameters": teacher.experiment.model.parameters(source.vocab_size),
-    "completions": len(fitting),
-    "too_long": len(texts) - len(fitting),
+    "teacher_parameters": teacher.experiment.model.parameters(teacher.engine.tokenizer.vocab_size),
+    "completions": len(lesson.texts),
+    "too_long": lesson.too_long,
   }
 
 
