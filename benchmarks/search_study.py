@@ -106,9 +106,8 @@ def samples(run, params, problems, temperature: float, budget: int, inside: bool
       for row, i in enumerate(index):
         spent[i] += out["length"][row]
         if out["finished"][row]:
-          for kept, new in zip(
-            tries[i], (spent[i], out["value"][row], out["right"][row]), strict=True
-          ):
+          value = out["values"][row, out["length"][row] - 1]
+          for kept, new in zip(tries[i], (spent[i], value, out["right"][row]), strict=True):
             kept.append(new)
     solved = np.array([any(tries[i][2]) for i in open_]) & inside
     open_ = open_[~solved & (spent[open_] < budget)]

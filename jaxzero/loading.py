@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+
+from etils import epath
 
 from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
-from jaxzero.files import PathLike, as_path
+from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, param_targets
 from jaxzero.parallel.mesh import make_mesh
 from jaxzero.recipes.experiment import Experiment
-from jaxzero.recipes.run import load_experiment
+from jaxzero.recipes.run import from_dict, load_experiment
+from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
-from jaxzero.search.strategies import SearchResult, search
+from jaxzero.search.request import SearchResult
+from jaxzero.search.strategies import search
 from jaxzero.tokenizers import Tokenizer
 
-STAGES = ("pretrain", "self_play", "control")
+STAGES = ("pretrain", "self_play", "control", "distill")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
   """A run's newest model, ready to think."""
 
+  folder: epath.Path
   experiment: Experiment
   tokenizer: Tokenizer
   params: Params
@@ -35,17 +42,67 @@ class LoadedRun:
   def model(self) -> ModelConfig:
     return self.experiment.model
 
+  def scored(self) -> LoadedRun:
+    """This run with its process reward model beside the policy, whose values it replaces.
+
+    Raises:
+      UserError: the run has no reward model, or one that reads another tokenizer's tokens.
+    """
+    checkpoints = Checkpoints(self.folder / "checkpoints" / "prm")
+    step, path = checkpoints.best(), self.folder / "prm.json"
+    if step is None or not path.exists():
+      raise UserError(
+        f"{self.folder} has no process reward model; train one with `jaxzero prm {self.folder}`."
+      )
+    try:
+      trained = json.loads(read_bytes(path))
+      fingerprint, model = str(trained["tokenizer"]), from_dict(ModelConfig, trained["model"])
+    except (ValueError, TypeError, KeyError) as error:
+      raise UserError(f"{path} is damaged or of another version ({error}).") from error
+    if fingerprint != self.tokenizer.fingerprint:
+      raise UserError(
+        f"the process reward model of {self.folder} reads the tokens of tokenizer "
+        f"{fingerprint[:8]}, the run's is {self.tokenizer.fingerprint[:8]}; train one with "
+        f"`jaxzero prm {self.folder}`."
+      )
+    target = param_targets(model, self.tokenizer.vocab_size, self.engine.mesh)
+    prm = checkpoints.restore(step, target)["params"]
+    params = {"policy": self.params, "prm": prm}
+    return dataclasses.replace(self, params=params, engine=self.engine.scored(model))
+
   def solve(
-    self, prompt: str, strategy: str = "mcts", budget: int = 512, seed: int = 0
+    self,
+    prompt: str,
+    strategy: str = "mcts",
+    budget: int = 512,
+    seed: int = 0,
+    choice: Choice = Choice(),
+    samples: int | None = None,
+    lanes: Lanes = Lanes(),
+    accept: float | None = None,
   ) -> SearchResult:
-    """Answers one problem, such as "2 5 6 = 32"; UserError where the text is no problem
-    or the problem has no solution."""
+    """Answers one problem, such as "2 5 6 = 32"; see `search` for what the words mean.
+
+    Raises:
+      UserError: the text is no problem, or the problem has no solution.
+    """
     problem = self.engine.task.parse(prompt)
     if not self.engine.task.solvable(problem, ""):
       raise UserError(f"{problem.prompt!r} has no solution; give another target or other numbers.")
     play = self.experiment.test_play
     return search(
-      self.engine, self.params, [problem], strategy, budget, seed, play=play, batch_size=1
+      self.engine,
+      self.params,
+      [problem],
+      strategy,
+      budget,
+      seed,
+      play,
+      batch_size=1,
+      choice=choice,
+      samples=samples,
+      lanes=lanes,
+      accept=accept,
     )[0]
 
 
@@ -54,7 +111,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
 
   Args:
     folder: the run.
-    stage: `pretrain` (its best), `self_play` or `control`; default: the furthest one.
+    stage: `pretrain` (its best), `self_play`, `control` or `distill`; default: the furthest one.
 
   Raises:
     UserError: no run there, no checkpoint yet, or a damaged one.
@@ -66,7 +123,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
   # A run made on a pod's mesh loads on one machine: all its devices become data shards.
   mesh = make_mesh(dataclasses.replace(experiment.mesh, data=0, fsdp=1, tensor=1))
   tokenizer = Tokenizer.load(place / "tokenizer")
-  names = (stage,) if stage else ("self_play", "pretrain")
+  names = (stage,) if stage else ("self_play", "distill", "pretrain")
   for name in names:
     checkpoints = Checkpoints(place / "checkpoints" / name)
     step = checkpoints.latest if name == "self_play" else checkpoints.best()
@@ -83,7 +140,7 @@ def load(folder: PathLike, stage: str | None = None) -> LoadedRun:
       experiment.self_play.play.max_tokens,
     )
     train_step = int(loaded["data"]["step"])
-    return LoadedRun(experiment, tokenizer, loaded["params"], engine, name, train_step)
+    return LoadedRun(place, experiment, tokenizer, loaded["params"], engine, name, train_step)
   raise UserError(
     f"{folder} has no checkpoint of {' or '.join(names)} yet; let `jaxzero quickstart --run "
     f"{folder}` reach one."

@@ -1,7 +1,8 @@
 """Text to token ids and back, exactly: SentencePiece whose alphabet is decisions, not words.
 
 Every character of arithmetic, `0123456789+-*/()=` and the space, is a token of its own and never
-part of a longer one, because a token is a move of the search: one move, one decision, and the
+part of a longer one, and so are the symbols that a task asks for, because a token is a move of the
+search: one move, one decision, and the
 verifier inside `jax.jit` may read an answer one character per token. Other text is byte-pair
 encoded, and characters never seen in training fall back to their UTF-8 bytes. On a Countdown corpus
 nothing is left to merge: 7 special symbols, the alphabet and the 256 bytes make 281 tokens.
@@ -68,16 +69,21 @@ class Tokenizer:
     self._names = dict(zip(controls, CONTROL_PIECES, strict=True))
 
   @classmethod
-  def train(cls, texts: Iterable[str], vocab_size: int = 512) -> Tokenizer:
+  def train(cls, texts: Iterable[str], vocab_size: int = 512, symbols: str = "") -> Tokenizer:
     """Learns the pieces; `vocab_size` is an upper bound.
 
+    Args:
+      symbols: characters beside those of arithmetic that become tokens of their own.
+
     Raises:
-      UserError: vocab_size is below 281, or there is no text.
+      UserError: vocab_size is below 281 and the number of symbols, or there is no text.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
+    single = ALPHABET + "".join(char for char in dict.fromkeys(symbols) if char not in ALPHABET)
+    needed = MIN_VOCAB_SIZE + len(single) - len(ALPHABET)
+    if vocab_size < needed:
       raise UserError(
-        f"vocab_size={vocab_size} cannot hold the {MIN_VOCAB_SIZE} tokens that every tokenizer "
-        f"needs; use at least {MIN_VOCAB_SIZE}"
+        f"vocab_size={vocab_size} cannot hold the {needed} tokens that this tokenizer needs; use "
+        f"at least {needed}"
       )
     lines = [text.replace(SPACE_MARK, " ") for text in texts]
     if not any(line.strip() for line in lines):
@@ -105,7 +111,7 @@ class Tokenizer:
         bos_piece="<bos>",
         eos_piece="<end>",
         control_symbols=["<think>", "</think>", "<step>"],
-        user_defined_symbols=list(ALPHABET.replace(" ", SPACE_MARK)),
+        user_defined_symbols=list(single.replace(" ", SPACE_MARK)),
         num_threads=1,
         minloglevel=2,
       )

@@ -26,16 +26,23 @@ class Program:
       for line in lines
       for called in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
     }
-    self.loops: set[str] = set()
-    waiting = list(bodies)
+    self.loops = self._reached(bodies)
+    # The bodies and conditions of loops that hold no further loop.
+    self.innermost = {name for name in bodies if len(bodies & self._reached({name})) == 1}
+
+  def _reached(self, names: set[str]) -> set[str]:
+    """These computations and all that they call."""
+    reached: set[str] = set()
+    waiting = list(names)
     while waiting:
       name = waiting.pop()
-      if name in self.loops:
+      if name in reached:
         continue
-      self.loops.add(name)
+      reached.add(name)
       for line in self.lines[name]:
         if _CALLED.search(line):
           waiting += [word for word in re.findall(r"%?([\w.\-]+)", line) if word in self.lines]
+    return reached
 
   @property
   def collectives(self) -> list[str]:
@@ -55,10 +62,10 @@ class Program:
           counts[found[2], name in self.loops] += len(re.findall(r"\w\[\d", found[1]))
     return +counts
 
-  def copies_in_loops(self, shape: tuple[int, ...]) -> list[str]:
-    """Copies of arrays of this shape, in any order of their axes."""
+  def copies_in_loops(self, shape: tuple[int, ...], innermost: bool = False) -> list[str]:
+    """Copies of arrays of this shape, in any order of their axes; or those in innermost loops."""
     found = []
-    for name in self.loops:
+    for name in self._reached(self.innermost) if innermost else self.loops:
       for line in self.lines[name]:
         match = re.search(r"= \w+\[([\d,]+)\]\S* (?:copy|copy-start|transpose)\(", line)
         if match and sorted(map(int, match.group(1).split(","))) == sorted(shape):

@@ -38,7 +38,7 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
   )  # fmt: skip
   assert code == 0, err
   record = json.loads((tmp_path / "solve.json").read_text())
-  assert set(record) == {"answer", "correct", "forward_tokens", "wall_s", "thinking"}
+  assert set(record) == {"answer", "correct", "forward_tokens", "flops", "wall_s", "thinking"}
   assert record["forward_tokens"] <= 300
   code, out, err = run(
     capsys, "eval", smoke_run, "--strategy", "best_of_n", "--budget", 60, "--problems", 16,
@@ -59,6 +59,11 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["solve", "RUN", "2 5 6 = 32", "--strategy", "guess"], "strategy 'guess' is unknown"),
     (["solve", "RUN", "2 5 6 = 32", "--budget", "0"], "budget=0"),
     (["solve", "RUN", "2 5 6 = 32", "--budget", "99999999999"], "budget=99999999999"),
+    (["solve", "RUN", "2 5 6 = 32", "--effort", "heroic"], "effort 'heroic' is unknown"),
+    (["eval", "RUN", "--effort", "low", "--budget", "50"], "both set the budget"),
+    (["eval", "RUN", "--strategy", "best_of_n", "--samples", "0"], "samples=0"),
+    (["eval", "RUN", "--vote", "unanimous"], "vote='unanimous'"),
+    (["solve", "RUN", "2 5 6 = 32", "--prm"], "no process reward model; train one"),
     (["solve", "RUN", "2 5 six = 32"], "2 5 six = 32"),
     (["solve", "RUN", "1 1 1 = 99"], "no solution"),
     (["solve", "RUN", "2000 5000 6000 9999 = 32000"], "2000 5000 6000 9999"),

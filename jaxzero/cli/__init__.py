@@ -17,10 +17,12 @@ usage: jaxzero VERB [arguments]; `jaxzero VERB --help` tells more
   learn    quickstart                    from random weights to a model that taught itself
            train CONFIG.py               the same stages with a config of your own
            prm RUN                       train and grade a process reward model
+           distill RUN --student C.py    a smaller model from a run's data set
   think    solve RUN "2 5 6 = 32"        answer one problem
            eval RUN                      accuracy and cost on held-out problems
   look     report RUN                    write RUN/report.html again
-           verify RUN                    check every file of a run
+           verify RUN                    check every file of a run, or of exported data
+           export-data RUN --out FOLDER  its trees and paths as Parquet
            bench decode|search|selfplay|train   speed beside baselines
 """
 
@@ -28,10 +30,12 @@ _FUNCTIONS = {
   "quickstart": "learn.quickstart",
   "train": "learn.train",
   "prm": "prm.prm",
+  "distill": "distill.distill",
   "solve": "think.solve",
   "eval": "think.evaluate",
   "report": "look.report",
   "verify": "look.verify",
+  "export-data": "data.export_data",
   "bench": "look.bench",
 }
 """Where each verb's function is: module of this package, function of its arguments."""

@@ -32,11 +32,11 @@ def train(arguments: list[str]) -> None:
   path = pathlib.Path(arguments[0])
   if not path.is_file():
     raise UserError(f"there is no config file {path}; configs/ holds some to start from.")
-  experiment = _config_of(path)
+  experiment = config_of(path)
   _experiment(experiment, arguments[1:], f"runs/{path.stem}", f"jaxzero train {path}")
 
 
-def _config_of(path: pathlib.Path) -> Experiment:
+def config_of(path: pathlib.Path) -> Experiment:
   """The `config` that a Python file defines."""
   from jaxzero.recipes.experiment import Experiment
 

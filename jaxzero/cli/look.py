@@ -21,7 +21,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-  """Check every file of a run, changing nothing: jaxzero verify RUN"""
+  """Check every file of a run, or of exported data, changing nothing: jaxzero verify RUN"""
 
   run: Annotated[str, tyro.conf.Positional]
   json: pathlib.Path | None = None
@@ -60,8 +60,14 @@ def report(arguments: list[str]) -> None:
 def verify(arguments: list[str]) -> None:
   parsed = parse(Verify, arguments, "jaxzero verify")
   start_jax()
+  from jaxzero.recipes.dataset import is_data, verify_data
   from jaxzero.recipes.verify import verify
 
+  if is_data(parsed.run):
+    counts = verify_data(parsed.run)
+    print(f"{counts.paths} paths judged again ({counts.right} right), {counts.nodes} nodes read")
+    write_json(parsed.json, {**dataclasses.asdict(counts), "run": parsed.run, "good": True})
+    return
   found = verify(parsed.run)
   for finding in found.findings:
     print(f"{'damaged' if finding.harmful else 'harmless'}: {finding.path} {finding.what}")

@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxzero.models.attention import attention, rope, rotation
-from jaxzero.models.cache import KVCache, read, write
+from jaxzero.models.cache import KVCache, init_cache, read, write
 from jaxzero.models.config import ModelConfig
 from jaxzero.parallel.sharding import RULES, Axes, only, sharding, spec
 
@@ -251,6 +251,10 @@ class PolicyValueTransformer(nnx.Module):
       for index in range(self.config.num_layers):
         x = layer(x, jax.tree.map(lambda w, index=index: w[index], stacked))
     return self.heads(x)
+
+  def init_cache(self, batch: int, slots: int) -> KVCache:
+    """An empty cache of `slots` positions for each of `batch` sequences."""
+    return init_cache(self.config, batch, slots)
 
   def unstack(self) -> list[Block]:
     """The layers with fused weights; take them outside of the decoding loop."""

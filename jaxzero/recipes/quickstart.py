@@ -26,7 +26,8 @@ from jaxzero.recipes.stages import (
   spent,
 )
 from jaxzero.recipes.trees import searched_problems
-from jaxzero.search.strategies import SearchResult, search
+from jaxzero.search.request import SearchResult
+from jaxzero.search.strategies import search
 from jaxzero.tasks.base import Problem
 from jaxzero.view.report import write_report
 

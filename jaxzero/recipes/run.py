@@ -56,9 +56,16 @@ class Run:
 
   Args:
     profile: train steps to trace into RUN/profile.
+    tokenizer: a new run's; default: one trained on the worked examples.
   """
 
-  def __init__(self, folder: PathLike, experiment: Experiment, profile: Window | None = None):
+  def __init__(
+    self,
+    folder: PathLike,
+    experiment: Experiment,
+    profile: Window | None = None,
+    tokenizer: Tokenizer | None = None,
+  ):
     self.folder, self.experiment = as_path(folder), experiment
     barrier("the opening of the run")  # names who is missing; what comes later waits for all
     settings = {"run": str(self.folder), "profile": str(profile)}
@@ -72,6 +79,7 @@ class Run:
     self.profiler = Profiler(self.folder, profile)
     _check_batches(experiment, batch_shards(self.mesh))
     self._lock: Lock | None = None
+    self._given_tokenizer = tokenizer
     try:
       by_primary(self._open)
       jointly(lambda: None if is_primary() else self._open())
@@ -310,10 +318,12 @@ class Run:
   def _tokenizer(self) -> Tokenizer:
     if self._tokenizer_path.exists():
       return Tokenizer.load(self._tokenizer_path.parent)
+    if self._given_tokenizer is not None:
+      return self._given_tokenizer
     texts = [problem.prompt for problem, _ in self.worked_texts]
     for _, completion in self.worked_texts:
       texts += [*completion.steps, completion.answer]
-    return Tokenizer.train(texts)
+    return Tokenizer.train(texts, symbols=self.task.symbols)
 
   def _check_sizes(self) -> None:
     """What takes the tokenizer or the task to tell: enough problems, and whether all fits."""

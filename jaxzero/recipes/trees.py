@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
-
-import jax
 
 from jaxzero.models.transformer import Params
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import load_params
+from jaxzero.search import one_tree
 from jaxzero.search.config import PATH_ORDERS
-from jaxzero.search.pool import think
 from jaxzero.search.record import to_dict, trim
+from jaxzero.search.request import Request
 from jaxzero.tasks.transcript import parse_completion
 
 BUDGET = 128
@@ -26,34 +26,22 @@ def searched_problems(run: Run, count: int = 3) -> dict[str, Any]:
 
 def search_trees(run: Run, params: Params, count: int) -> list[dict[str, Any]]:
   """The first test problems thought about once, without noise."""
-  engine, tree_config = run.engine, run.experiment.evaluation.tree
+  engine, play = run.engine, run.experiment.test_play
+  if play.tree.order not in PATH_ORDERS:
+    play = dataclasses.replace(play, tree=dataclasses.replace(play.tree, order="guided"))
   problems = run.task.problems("test", 0, count)
-  inside = run.task.self_checkable
-  keys = jax.random.split(jax.random.key(run.experiment.seed), count)
-  order = tree_config.order if tree_config.order in PATH_ORDERS else "guided"
-  config = tree_config.along_paths(order, BUDGET)
-  thinking = think(
-    engine,
-    params,
-    problems,
-    keys,
-    BUDGET,
-    config,
-    inside,
-    batch_size=count,
-    keep_trees=count,
-    compact=True,
-  )
+  seed = run.experiment.seed
+  request = Request(engine, params, problems, "mcts", BUDGET, seed, play, batch_size=count)
+  results, grown = one_tree.grow(request, keep_trees=count)
   trees = []
-  for i, problem in enumerate(problems):
-    tokens, right = thinking.given(i)
-    completion, _ = parse_completion(engine.tokenizer, tokens)
+  for result, tree in zip(results, grown, strict=True):
+    prompt, completion = result.problem.prompt, parse_completion(engine.tokenizer, result.tokens)[0]
     trees.append(
       {
-        **to_dict(trim(thinking.trees[i]), engine.tokenizer, problem.prompt, tokens[0]),
+        **to_dict(trim(tree), engine.tokenizer, prompt, result.tokens[0]),
         "answer": completion.answer,
         "thinking": " ; ".join(completion.steps),
-        "correct": right,
+        "correct": result.right,
       }
     )
   return trees

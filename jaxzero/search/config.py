@@ -1,4 +1,4 @@
-"""The tree search's settings, one class for every order in which leaves are taken."""
+"""Settings: of tree searches, one class for every order in which leaves are taken; of lanes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ PATH_ORDERS = ("guided", "best_first", "without_replacement", "shared_samples")
 ORDERS = (*VALUE_ORDERS, *PATH_ORDERS)
 PARALLEL = ("none", "exact", "lazy")
 BACKENDS = ("own", "mctx")
+IN_LANES = ("beam", "dvts", "lookahead")
 _RANGES = {
   "depth_bonus": 100.0,
   "regret_weight": 1.0,
@@ -156,3 +157,48 @@ class TreeConfig:
         "backend=mctx searches in orders gumbel and puct with max_run=1, no rollout, parallel=none "
         "and num_nodes=0; use backend=own."
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+  """How wide a step-level search is."""
+
+  width: int = 64
+  """Most lanes a problem; a budget that does not pay for so many whole completions has fewer."""
+  expansion: int = 4
+  """M: one lane in so many stays at a step's end, and spawns so many."""
+  steps_ahead: int = 1
+  """`lookahead`: how many steps a lane is rolled forward before it is scored."""
+
+  def check(self) -> None:
+    """Raises UserError for lanes that cannot run."""
+    if not 1 <= self.width <= 1024:
+      raise UserError(f"lanes.width={self.width} must lie in 1..1024.")
+    if self.expansion < 1 or self.steps_ahead < 1:
+      raise UserError(
+        f"lanes.expansion={self.expansion} and lanes.steps_ahead={self.steps_ahead} must be at "
+        "least 1."
+      )
+
+  def ahead(self, strategy: str) -> int:
+    """How many steps a lane is rolled forward."""
+    return self.steps_ahead if strategy == "lookahead" else 0
+
+  def count(self, strategy: str, budget: int, longest: int) -> int:
+    """The most lanes whose whole completions, rolled steps included, fit into a budget.
+
+    A multiple of the expansion where there are more lanes than that; at least one.
+    """
+    count = min(self.width, budget // (longest * (1 + self.ahead(strategy))))
+    return max(1, count - count % self.expansion if count > self.expansion else count)
+
+  def rows(self, count: int) -> int:
+    """Cache rows a problem for so many lanes: few sizes, so that budgets share programs."""
+    rows = 1 if count == 1 else self.expansion
+    while rows < count:
+      rows *= 2
+    return rows
+
+  def group(self, strategy: str, rows: int) -> int:
+    """Lanes of one group."""
+    return min(self.expansion, rows) if strategy == "dvts" else rows

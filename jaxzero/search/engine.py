@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,14 +21,17 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxzero.errors import UserError
 from jaxzero.models.config import ModelConfig
+from jaxzero.models.scored import Model, ScoredModel
 from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import RULES, shard_batch
 from jaxzero.search import game as game_lib
+from jaxzero.search import lanes as lanes_lib
 from jaxzero.search import play as play_lib
+from jaxzero.search import rollouts as rollouts_lib
 from jaxzero.search import think as think_lib
-from jaxzero.search.config import PATH_ORDERS, TreeConfig
+from jaxzero.search.config import PATH_ORDERS, Lanes, TreeConfig
 from jaxzero.search.expand import Weights
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.tree import compact
@@ -38,7 +41,12 @@ from jaxzero.tokenizers import Tokenizer
 
 
 class Engine:
-  """Compiled thinking for one model shape, task and mesh."""
+  """Compiled thinking for one model shape, task and mesh.
+
+  Args:
+    scorer: the shape of a process reward model that reads every token beside the policy, and whose
+      values take the place of the value head's. Parameters are then {"policy": ..., "prm": ...}.
+  """
 
   def __init__(
     self,
@@ -48,12 +56,21 @@ class Engine:
     mesh: Mesh,
     max_prompt: int = 16,
     max_tokens: int = 30,
+    scorer: ModelConfig | None = None,
   ):
+    self.scorer = scorer
     self.model, self.tokenizer, self.task, self.mesh = model, tokenizer, task, mesh
     self.max_prompt, self.max_tokens = max_prompt, max_tokens
     self._verifier = task.device_verifier(tokenizer)
-    self.gather = gatherer(model, tokenizer.vocab_size, mesh)
+    self.gather = self._gatherer()
     self._decode = jax.jit(self._on_mesh(self._decode_shard))
+    self._foresee = jax.jit(self._on_mesh(self._foresee_shard))
+
+  def scored(self, scorer: ModelConfig) -> Engine:
+    """This engine with a process reward model beside its policy."""
+    return Engine(
+      self.model, self.tokenizer, self.task, self.mesh, self.max_prompt, self.max_tokens, scorer
+    )
 
   def encode(self, problems: Sequence[Problem], rows: int) -> dict[str, np.ndarray]:
     """Prompts of up to `rows` problems as padded host arrays; rows beyond them are empty."""
@@ -79,7 +96,20 @@ class Engine:
   def flops(self, positions: float, tree_slots: int = 0) -> float:
     """Forward FLOPs of so many positions, each over the whole cache: masked slots cost, too."""
     context = self.max_prompt + self.max_tokens + tree_slots + 1
-    return positions * self.model.flops_per_token(self.tokenizer.vocab_size, context)
+    each = self.model.flops_per_token(self.tokenizer.vocab_size, context)
+    if self.scorer is not None:  # its next-token logits are never computed
+      each += self.scorer.flops_per_token(0, context)
+    return positions * each
+
+  @property
+  def tokens_per_position(self) -> int:
+    """Forward tokens of one position: one for each model."""
+    return 1 if self.scorer is None else 2
+
+  @property
+  def longest(self) -> int:
+    """Forward tokens of the longest completion."""
+    return self.max_tokens * self.tokens_per_position
 
   def decode(
     self,
@@ -103,21 +133,58 @@ class Engine:
     keys: jax.Array,
     count: int,
     verify_inside: bool,
-  ) -> dict[str, np.ndarray]:
-    """`count` completions sampled from each prefix.
+  ) -> rollouts_lib.Rollouts:
+    """`count` completions sampled from each prefix (`jaxzero.search.rollouts.roll_out`), as host
+    arrays on every process.
 
-    Args:
-      batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
-      keys: [B] typed keys; sample i of a row folds i in.
-      verify_inside: a completion ends where the verifier knows that it is lost.
+    batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
+    """
+    arrays = {**batch, "keys": np.asarray(jax.random.key_data(keys))}
+    compiled = self._roll_out(count)
+    return fetch(compiled(params, shard_batch(self.mesh, arrays), np.bool_(verify_inside)))
+
+  def foresee(self, params: Params, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model says where a prompt ends, before any thinking, on every process.
 
     Returns:
-      host arrays: completion [B, count, max_tokens], length and right [B, count], lost [B] (what
-      the verifier says of the prefix) and the scalar `positions`, of all rows together.
+      value [B] float32, P(right), and logits [B, V] float32, log-probabilities of the first token.
     """
-    arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
-    out = fetch(self._roll_out(count)(params, arrays, np.bool_(verify_inside)))
-    return {**out, "positions": out["positions"].sum()}
+    return fetch(self._foresee(params, shard_batch(self.mesh, batch)))
+
+  def lanes(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    budget: np.ndarray,
+    count: np.ndarray,
+    temperature: float,
+    strategy: str,
+    config: Lanes,
+    verify_inside: bool,
+  ) -> lanes_lib.Lines:
+    """A step-level search a problem (`jaxzero.search.lanes.grow`), as host arrays on every process.
+
+    count: [B] int32, each problem's lanes.
+    """
+    arrays = {
+      **batch,
+      "keys": np.asarray(jax.random.key_data(keys)),
+      "budget": budget,
+      "count": count,
+    }
+    rows = config.rows(int(count.max()))
+    grow = self._grow(rows, config.group(strategy, rows))
+    return fetch(
+      grow(
+        params,
+        shard_batch(self.mesh, arrays),
+        np.float32(temperature),
+        np.int32(config.expansion),
+        np.int32(config.ahead(strategy)),
+        np.bool_(verify_inside),
+      )
+    )
 
   def play(
     self,
@@ -164,40 +231,39 @@ class Engine:
   def delimiters(self) -> tuple[int, ...]:
     return (self.tokenizer.step_id, self.tokenizer.end_think_id)
 
+  def _bind(self, params: Params) -> Model:
+    vocab_size = self.tokenizer.vocab_size
+    if self.scorer is None:
+      return bind(self.model, vocab_size, params)
+    policy = bind(self.model, vocab_size, params["policy"])
+    return ScoredModel(policy, bind(self.scorer, vocab_size, params["prm"]))
+
+  def _gatherer(self) -> Callable[[Params], Params]:
+    vocab_size = self.tokenizer.vocab_size
+    policy = gatherer(self.model, vocab_size, self.mesh)
+    if self.scorer is None:
+      return policy
+    prm = gatherer(self.scorer, vocab_size, self.mesh)
+    return lambda params: {"policy": policy(params["policy"]), "prm": prm(params["prm"])}
+
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _roll_out(self, count: int):
     def shard(params, batch, verify_inside):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
-      layers, verifier, end_id = model.unstack(), self._verifier, self.tokenizer.end_id
-      prefix = game_lib.resume(
+      model = self._bind(params)
+      return rollouts_lib.roll_out(
         model,
-        layers,
+        model.unstack(),
         batch["prompts"],
         batch["prompt_length"],
         batch["completion"],
         batch["length"],
         self.judge(batch["facts"]),
-        verifier,
+        jax.random.wrap_key_data(batch["keys"]),
+        count,
+        verify_inside,
+        self.tokenizer.end_id,
+        self._verifier,
       )
-      B, C = prefix.completion.shape
-      ended = jnp.any((prefix.completion == end_id) & (jnp.arange(C) < prefix.length[:, None]), 1)
-      lost = verifier.lost(prefix.judge)
-      over = ended | (lost & verify_inside) | (prefix.length == C)
-      goes_on = (prefix.prompt_length > 0) & ~over
-      keys = jax.vmap(
-        lambda key: jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
-      )(jax.random.wrap_key_data(batch["keys"]))
-      game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, goes_on))
-      game, _, steps = play_lib.decode(
-        model, layers, game, moving, keys.reshape(-1), 1.0, verify_inside, end_id, verifier
-      )
-      return {
-        "completion": game.completion.reshape(B, count, C),
-        "length": game.length.reshape(B, count),
-        "right": verifier.right(game.judge).reshape(B, count),
-        "lost": lost,
-        "positions": jnp.broadcast_to(batch["prompts"].shape[1] + C + count * steps, (B,)),
-      }
 
     return jax.jit(self._on_mesh(shard))
 
@@ -213,7 +279,7 @@ class Engine:
     config.check(self.tokenizer.vocab_size)
 
     def shard(params, batch, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return play_lib.play(
         model,
         model.unstack(),
@@ -238,11 +304,38 @@ class Engine:
     return jax.jit(self._on_mesh(shard))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019
+  def _grow(self, rows: int, group: int):
+    def shard(params, batch, temperature, expansion, steps_ahead, verify_inside):
+      model = self._bind(params)
+      return lanes_lib.grow(
+        model,
+        model.unstack(),
+        batch["prompts"],
+        batch["prompt_length"],
+        self.judge(batch["facts"]),
+        jax.random.wrap_key_data(batch["keys"]),
+        batch["budget"],
+        batch["count"],
+        temperature,
+        expansion,
+        steps_ahead,
+        verify_inside,
+        rows,
+        group,
+        self.max_tokens,
+        self.tokenizer.end_id,
+        self.delimiters,
+        self._verifier,
+      )
+
+    return jax.jit(self._on_mesh(shard))
+
+  @functools.lru_cache(maxsize=32)  # noqa: B019
   def _thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
     config.check(self.tokenizer.vocab_size)
 
     def setting(params, game, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return think_lib.expedition(
         model,
         model.unstack(),
@@ -255,7 +348,7 @@ class Engine:
       )
 
     def start(params, batch, weights):
-      model = bind(self.model, self.tokenizer.vocab_size, params)
+      model = self._bind(params)
       return think_lib.start(
         model,
         model.unstack(),
@@ -278,9 +371,7 @@ class Engine:
     def swap(params, both, weights):
       thoughts, fresh = both
       new, out = think_lib.swap(setting(params, thoughts.game, weights), thoughts, fresh)
-      insight = think_lib.conclude(
-        out, config, self._verifier, self.tokenizer.end_id, verify_inside
-      )
+      insight = think_lib.conclude(out, config, self._verifier, self.tokenizer.end_id)
       return new, insight, out.frontier.tree
 
     on_mesh, records = self._on_mesh(swap), self._on_mesh(lambda _, tree: compact(tree))
@@ -295,7 +386,7 @@ class Engine:
     )
 
   def _decode_shard(self, params, batch, temperature, verify_inside):
-    model = bind(self.model, self.tokenizer.vocab_size, params)
+    model = self._bind(params)
     layers, lengths = model.unstack(), batch["prompt_length"]
     judge = self.judge(batch["facts"])
     game = game_lib.start(model, layers, batch["prompts"], lengths, judge, self.max_tokens)
@@ -315,9 +406,21 @@ class Engine:
       "length": game.length,
       "finished": finished,
       "right": self._verifier.right(game.judge),
-      "value": game.value,
+      "values": game.values,
       "positions": jnp.broadcast_to(steps, finished.shape),
     }
+
+  def _foresee_shard(self, params, batch):
+    model = self._bind(params)
+    game = game_lib.start(
+      model,
+      model.unstack(),
+      batch["prompts"],
+      batch["prompt_length"],
+      self.judge(batch["facts"]),
+      max_tokens=0,
+    )
+    return game.value, game.logits
 
   def _on_mesh(self, function):
     """Runs function(params, batch, *scalars) per shard of the batch, without communication."""

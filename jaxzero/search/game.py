@@ -11,8 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxzero.models.cache import KVCache, init_cache
-from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.models.cache import KVCache
+from jaxzero.models.scored import Model
+from jaxzero.models.transformer import Block
 from jaxzero.tasks.base import DeviceVerifier
 
 
@@ -26,12 +27,13 @@ class Game:
   length: jax.Array  # [B] int32, tokens of the completion so far
   logits: jax.Array  # [B, V] float32, log-probabilities of the next token
   value: jax.Array  # [B] float32, P(right) by the value head
+  values: jax.Array  # [B, C] float32, the same after each token of the completion
   judge: jax.Array  # [B, S] int32, the verifier's state
   cache: KVCache
 
 
 def start(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -45,7 +47,7 @@ def start(
   slots = P + max_tokens + tree_slots + 1
   positions = jnp.broadcast_to(jnp.arange(P), (B, P))
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((P, P), bool)), (B, P, P))
-  cache = init_cache(model.config, B, P)
+  cache = model.init_cache(B, P)
   output, cache = model.extend(layers, cache, prompts, positions, jnp.int32(0), mask)
   cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - P), (0, 0))), cache)
   last = (prompt_length - 1)[:, None]
@@ -58,13 +60,14 @@ def start(
     length=jnp.zeros(B, jnp.int32),
     logits=jax.nn.log_softmax(logits),
     value=jax.nn.sigmoid(value_logits),
+    values=jnp.zeros((B, max_tokens)),
     judge=judge,
     cache=cache,
   )
 
 
 def resume(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -74,7 +77,8 @@ def resume(
   verifier: DeviceVerifier,
 ) -> Game:
   """Games that stand behind the first `length` [B] tokens of `completion` [B, C], as if these had
-  been advanced one by one; costs B * (P + C) positions. judge [B, S]: the verifier's first state.
+  been advanced one by one, but with no `values` before these; costs B * (P + C) positions. judge
+  [B, S]: the verifier's first state.
   """
   P, C = prompts.shape[1], completion.shape[1]
   index = jnp.arange(P + C) - prompt_length[:, None]
@@ -88,7 +92,11 @@ def resume(
   judge, _ = jax.lax.scan(read, judge, jnp.arange(C))
   game = start(model, layers, text, prompt_length + length, judge, max_tokens=0)
   return game.replace(
-    prompts=prompts, prompt_length=prompt_length, completion=completion, length=length
+    prompts=prompts,
+    prompt_length=prompt_length,
+    completion=completion,
+    length=length,
+    values=jnp.zeros(completion.shape),
   )
 
 
@@ -104,13 +112,13 @@ def prefix_mask(game: Game) -> jax.Array:
 
 
 def append(completion: jax.Array, length: jax.Array, token: jax.Array) -> jax.Array:
-  """Writes token [B] at index length [B] of completion [B, C] (no write past the end)."""
+  """Writes token (or value) [B] at index length [B] of [B, C] (no write past the end)."""
   at = jnp.arange(completion.shape[1]) == length[:, None]
   return jnp.where(at, token[:, None], completion)
 
 
 def advance(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   game: Game,
   token: jax.Array,
@@ -126,11 +134,14 @@ def advance(
     layers, game.cache, token[:, None], position[:, None], slot, mask[:, None]
   )
   completion = append(game.completion, game.length, token)
+  value = jax.nn.sigmoid(output.value_logits[:, 0])
+  values = append(game.values, game.length, value)
   return game.replace(
     completion=jnp.where(moving[:, None], completion, game.completion),
     length=game.length + moving,
     logits=jnp.where(moving[:, None], jax.nn.log_softmax(output.logits[:, 0]), game.logits),
-    value=jnp.where(moving, jax.nn.sigmoid(output.value_logits[:, 0]), game.value),
+    value=jnp.where(moving, value, game.value),
+    values=jnp.where(moving[:, None], values, game.values),
     judge=jnp.where(moving[:, None], verifier.read(game.judge, token), game.judge),
     cache=cache,
   )

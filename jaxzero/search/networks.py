@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.models.cache import read
+from jaxzero.models.scored import Model
 from jaxzero.models.transformer import Block, Output, PolicyValueTransformer
 from jaxzero.search.game import Game, prefix_mask, prefix_slots
 from jaxzero.search.tree import Tree, at
@@ -43,7 +44,7 @@ class TreeCache:
   does not grow with the tree. Several nodes a row share one read of the whole cache under a mask.
   """
 
-  def __init__(self, model: PolicyValueTransformer, layers: list[Block], game: Game):
+  def __init__(self, model: Model, layers: list[Block], game: Game):
     self.model, self.layers, self.game = model, layers, game
 
   def initial_state(self):

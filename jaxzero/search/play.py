@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxzero.errors import UserError
-from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.models.scored import Model
+from jaxzero.models.transformer import Block
 from jaxzero.search import game as game_lib
 from jaxzero.search import mcts, reuse
 from jaxzero.search import tree as tree_lib
@@ -64,7 +65,7 @@ class Played:
   length: jax.Array  # [B] int32
   finished: jax.Array  # [B] bool: it has ended, by the end token or lost
   right: jax.Array  # [B] bool: verdict of the episode as played
-  value: jax.Array  # [B] float32: P(right) by the value head at its last token
+  values: jax.Array  # [B, C] float32: P(right) by the value head after each token
   found: mcts.Found  # a verified completion seen anywhere in the trees
   moves: Moves
   trees: Tree  # of the first search of the first `keep_trees` rows
@@ -90,7 +91,7 @@ class _State:
 
 
 def play(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -248,7 +249,7 @@ def play(
     length=state.game.length,
     finished=state.finished,
     right=verifier.right(state.game.judge),
-    value=state.game.value,
+    values=state.game.values,
     found=state.found,
     moves=state.moves,
     trees=state.trees,
@@ -258,7 +259,7 @@ def play(
 
 
 def decode(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   game: Game,
   moving: jax.Array,

@@ -30,13 +30,6 @@ class Thinking:
   positions: float  # put through the model, prompts and idle rows too
   occupancy: float  # share of the positions after the prompts that made a node
 
-  def given(self, i: int) -> tuple[list[int], bool]:
-    """What problem i is answered with, and the verdict: the answer, else the game as played."""
-    out: Any = self.insight
-    found = out.answer.found[i]
-    source, right = (out.answer, out.answer_right) if found else (out.played, out.played_right)
-    return source.completion[i, : source.length[i]].tolist(), bool(right[i])
-
 
 def think(
   engine: Engine,

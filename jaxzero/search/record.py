@@ -55,6 +55,21 @@ def follow(record: Record, tokens: np.ndarray) -> list[int] | None:
   return path
 
 
+def masses(record: Record) -> tuple[np.ndarray, np.ndarray]:
+  """How much of the policy's mass below each node is known to end right, and wrong.
+
+  Returns:
+    two arrays [M] float64 in [0, 1]; what they leave of 1 was not looked at.
+  """
+  right, wrong = ((record.verdict == verdict).astype(float) for verdict in (RIGHT, WRONG))
+  share = np.exp(np.minimum(record.prior, 0.0, dtype=np.float64))
+  for node in range(len(record.parent) - 1, 0, -1):  # children come after their parents
+    parent = record.parent[node]
+    right[parent] += share[node] * right[node]
+    wrong[parent] += share[node] * wrong[node]
+  return right, wrong
+
+
 def to_dict(record: Record, tokenizer: Tokenizer, problem: str, chosen: int) -> dict[str, Any]:
   """One tree (on the host, trimmed) as JSON-able values.
 

@@ -10,7 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxzero.models.transformer import Block, PolicyValueTransformer
+from jaxzero.models.scored import Model
+from jaxzero.models.transformer import Block
 from jaxzero.search import frontier as frontier_lib
 from jaxzero.search import game as game_lib
 from jaxzero.search import tree as tree_lib
@@ -37,16 +38,28 @@ class Thoughts:
 
 
 @chex.dataclass(frozen=True)
+class Sketch:
+  """A tree as far as the choice among its completions reads it; M node slots, the root first."""
+
+  parent: jax.Array  # [R, M] int32
+  token: jax.Array  # [R, M] int32
+  value: jax.Array  # [R, M] float32: P(right) by the value head
+  ended: jax.Array  # [R, M] bool: a completion ends here, with its end token
+  right: jax.Array  # [R, M] bool: the verifier, where it was heard, found it right
+
+
+@chex.dataclass(frozen=True)
 class Insight:
   """What became of R problems; C the longest completion, A candidates a node."""
 
   number: jax.Array  # [R] int32
   played: Found  # the first completion that ended: the game as played
   played_right: jax.Array  # [R] bool
-  answer: Found  # the verified completion, or the one that the value head likes best
+  answer: Found  # the verified completion, where the search heard the verifier
   answer_right: jax.Array  # [R] bool
   forward_tokens: jax.Array  # [R] int32
   ends: jax.Array  # [R] int32: completions that ended
+  sketch: Sketch
   candidates: jax.Array  # [R, C, A] int32 at the answer's moves
   weights: jax.Array  # [R, C, A + 1] float32: improved policies there
   values: jax.Array  # [R, C] float32: what the tree says of P(right) there
@@ -54,7 +67,7 @@ class Insight:
 
 
 def start(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   prompts: jax.Array,
   prompt_length: jax.Array,
@@ -108,7 +121,7 @@ def start(
 
 
 def expedition(
-  model: PolicyValueTransformer,
+  model: Model,
   layers: list[Block],
   game: Game,
   weights: Weights,
@@ -151,21 +164,12 @@ def swap(setting: Expedition, thoughts: Thoughts, fresh: Thoughts) -> tuple[Thou
 
 
 def conclude(
-  thoughts: Thoughts,
-  config: TreeConfig,
-  verifier: DeviceVerifier,
-  end_id: int,
-  verify_inside: bool,
+  thoughts: Thoughts, config: TreeConfig, verifier: DeviceVerifier, end_id: int
 ) -> Insight:
-  """What R rows have come to; without a verdict only what has an end token is an answer."""
+  """What R rows have come to."""
   game, frontier, tree = thoughts.game, thoughts.frontier, thoughts.frontier.tree
   exists = jnp.arange(tree.parent.shape[1]) < frontier.size[:, None]
-  if verify_inside:
-    answer = frontier.found
-  else:
-    finished = exists & tree.terminal & (tree.token == end_id)
-    best = jnp.argmax(jnp.where(finished, tree.raw_value, -1.0), axis=1).astype(jnp.int32)
-    answer = jnp.where(jnp.any(finished, axis=1), best, 0)
+  answer = frontier.found
   # Where nothing ended, what was thought of last is all there is.
   last = frontier.size - 1
   played = find(game, tree, jnp.where(frontier.ends > 0, frontier.first_end, last))
@@ -190,6 +194,13 @@ def conclude(
     answer_right=answer_right,
     forward_tokens=frontier.size - 1,
     ends=frontier.ends,
+    sketch=Sketch(
+      parent=tree.parent,
+      token=tree.token,
+      value=tree.raw_value,
+      ended=exists & tree.terminal & (tree.token == end_id),
+      right=tree.right,
+    ),
     candidates=at(tree.candidates, nodes),
     weights=weights,
     values=at(tree.value, nodes),

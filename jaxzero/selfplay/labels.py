@@ -247,19 +247,19 @@ class Tried:
     numbers = np.arange(self.rows) + len(self.sampled)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, numbers)
     out = engine.roll_out(self.params, batch, keys, count, verify_inside)
-    written = (out["length"] - batch["length"][:, None])[: len(prefixes)]
+    written = (out.length - batch["length"][:, None])[: len(prefixes)]
     self.cost["rollouts"] += written.size
     self.cost["forward_tokens"] += float(written.sum())
-    self.cost["flops"] += engine.flops(float(out["positions"]))
+    self.cost["flops"] += engine.flops(float(out.positions.sum()))
     for row, prefix in enumerate(prefixes):
-      if out["lost"][row]:
+      if out.lost[row]:
         self.lost.add(prefix)
       self.sampled[prefix] = [
         self._count(prefix, tuple(tokens[:length]), bool(right))
         for tokens, length, right in zip(
-          out["completion"][row].tolist(),
-          out["length"][row].tolist(),
-          out["right"][row],
+          out.completion[row].tolist(),
+          out.length[row].tolist(),
+          out.right[row],
           strict=True,
         )
       ]

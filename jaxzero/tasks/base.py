@@ -22,8 +22,10 @@ class Problem:
   Attributes:
     id: canonical name; splits are disjoint by it.
     prompt: the text that the model is given.
-    key: the answer key, or None where the problem alone decides (a self-checkable task).
-    meta: anything else worth showing to a person; no verifier reads it.
+    key: the answer key, or None where the problem alone decides (a self-checkable task), and where
+      a search at test time must not see it.
+    meta: anything else worth showing to a person; no verifier reads it. A mixture names its member
+      here: `meta["task"]`.
   """
 
   id: str
@@ -52,11 +54,14 @@ class Completion:
 class TaskConfig:
   """Which task, how hard, and how many worked examples supervise the first model.
 
+  Each task says in its docstring what the three sizes mean to it; the members of a mixture share
+  them.
+
   Attributes:
-    name: a name in `jaxzero.tasks.TASKS`.
+    name: a name in `jaxzero.tasks.TASKS`, or several joined by "+", which is a mixture.
     numbers: how many numbers a problem has, 2 to 6.
     max_number: numbers are drawn from 1 to this one.
-    max_target: targets lie between 1 and this one.
+    max_target: targets, answers and results lie between 0 or 1 and this one.
     worked_examples: how many worked training problems the supervised start sees.
   """
 
@@ -102,11 +107,19 @@ class Task(Protocol):
   """A source of problems with an exact, total, bounded and eval-free verifier.
 
   Where `self_checkable` is true the problem alone decides, so a search may verify at test time, and
-  `problem_array` and `device_verifier` let it do so inside `jax.jit`.
+  `problem_array` and `device_verifier` let it do so inside `jax.jit`. Elsewhere they do so in
+  self-play alone, from problems with their key.
+
+  Attributes:
+    symbols: characters that the task's texts need as tokens of their own, beside those of
+      arithmetic; see `Tokenizer.train`.
+    array_size: P of `problem_array`, the same for every problem.
   """
 
   name: str
   self_checkable: bool
+  symbols: str
+  array_size: int
 
   def problem(self, split: str, seed: int, index: int) -> Problem:
     """Problem `index` of a split's endless stream; pure in its arguments, may repeat itself."""
@@ -117,7 +130,10 @@ class Task(Protocol):
     ...
 
   def parse(self, prompt: str) -> Problem:
-    """A problem that a person typed; UserError says what is wrong with it."""
+    """A problem that a person typed, its key worked out; UserError says what is wrong with it.
+
+    `parse(problem.prompt)` and `parse(problem.id)` give the problem again.
+    """
     ...
 
   def verify(self, problem: Problem, answer: str, steps: Sequence[str] | None = None) -> Verdict:
@@ -138,7 +154,11 @@ class Task(Protocol):
     ...
 
   def problem_array(self, problem: Problem) -> np.ndarray:
-    """What `device_verifier` needs of a problem: int32 [P], the same P for every problem."""
+    """What `device_verifier` needs of a problem: int32 [P].
+
+    Without the key of a problem that needs one, the verifier calls nothing right, and lost only
+    what cannot be a completion of any problem.
+    """
     ...
 
   def device_verifier(self, tokenizer: Tokenizer) -> DeviceVerifier:

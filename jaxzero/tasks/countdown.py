@@ -9,7 +9,6 @@ and each of its steps are: a lucky guess behind nonsense is wrong.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Sequence
 from random import Random
@@ -17,22 +16,14 @@ from random import Random
 import numpy as np
 
 from jaxzero.errors import UserError
-from jaxzero.tasks import countdown_device, countdown_solver, expression
-from jaxzero.tasks.base import (
-  SPLITS,
-  Completion,
-  DeviceVerifier,
-  Problem,
-  TaskConfig,
-  Verdict,
-)
+from jaxzero.tasks import countdown_device, countdown_solver, expression, streams
+from jaxzero.tasks.base import Completion, DeviceVerifier, Problem, TaskConfig, Verdict
 from jaxzero.tokenizers import Tokenizer
 
 MIN_NUMBERS, MAX_NUMBERS = 2, countdown_device.MAX_NUMBERS
 LARGEST_NUMBER = 9999
 LARGEST_TARGET = 999_999
 MAX_PROMPT_LENGTH = 200
-MAX_REJECTIONS = 20_000
 GOOD_PROMPT = 'a good prompt looks like "2 4 5 6 = 32"'
 
 
@@ -41,6 +32,8 @@ class Countdown:
 
   name = "countdown"
   self_checkable = True
+  symbols = ""
+  array_size = MAX_NUMBERS + 1
 
   def __init__(self, config: TaskConfig):
     """Raises UserError if the settings are impossible."""
@@ -49,37 +42,21 @@ class Countdown:
 
   def problem(self, split: str, seed: int, index: int) -> Problem:
     """Problem `index` of the split's stream; solvable, pure in (split, seed, index)."""
-    rng = _rng(split, seed, index)
     config = self.config
-    for _ in range(MAX_REJECTIONS):
+
+    def candidate(rng: np.random.Generator) -> Problem | None:
       numbers = rng.integers(1, config.max_number + 1, size=config.numbers).tolist()
       target = _play(numbers, rng)
-      if 1 <= target <= config.max_target:
-        problem = _problem(numbers, target)
-        if split_of(problem.id) == split:
-          return problem
-    raise UserError(
-      f"no problem of split {split!r} turned up in {MAX_REJECTIONS} draws with "
-      f"numbers={config.numbers}, max_number={config.max_number}, max_target={config.max_target}; "
-      "raise max_number or max_target"
+      return _problem(numbers, target) if 1 <= target <= config.max_target else None
+
+    settings = (
+      f"numbers={config.numbers}, max_number={config.max_number}, max_target={config.max_target}"
     )
+    return streams.draw(split, seed, index, candidate, lambda problem: problem.id, settings)
 
   def problems(self, split: str, seed: int, count: int) -> list[Problem]:
     """The first `count` distinct problems of the stream; UserError if it has not so many."""
-    found: dict[str, Problem] = {}
-    index = newest = 0
-    while len(found) < count:
-      problem = self.problem(split, seed, index)
-      if problem.id not in found:
-        found[problem.id] = problem
-        newest = index
-      if index - newest >= MAX_REJECTIONS:
-        raise UserError(
-          f"split {split!r} has about {len(found)} distinct problems, not {count}; ask for fewer, "
-          "or raise numbers, max_number or max_target"
-        )
-      index += 1
-    return list(found.values())
+    return streams.first_distinct(self.problem, split, seed, count)
 
   def parse(self, prompt: str) -> Problem:
     """Reads `2 4 5 6 = 32`, in any order and spacing; UserError names what is wrong."""
@@ -134,12 +111,6 @@ class Countdown:
     return countdown_device.Automaton(tokenizer)
 
 
-def split_of(problem_id: str) -> str:
-  """The only split that a canonical problem belongs to: validation 10 %, test 10 %, train 80 %."""
-  bucket = int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") % 10
-  return {0: "validation", 1: "test"}.get(bucket, "train")
-
-
 def _check(config: TaskConfig) -> None:
   if not MIN_NUMBERS <= config.numbers <= MAX_NUMBERS:
     raise UserError(
@@ -157,14 +128,6 @@ def _check(config: TaskConfig) -> None:
     raise UserError(f"max_target={config.max_target} is outside 1..{LARGEST_TARGET}; use 99 or so")
   if config.worked_examples < 1:
     raise UserError(f"worked_examples={config.worked_examples} must be at least 1")
-
-
-def _rng(split: str, seed: int, index: int) -> np.random.Generator:
-  if split not in SPLITS:
-    raise UserError(f"unknown split {split!r}; the splits are: {', '.join(SPLITS)}")
-  if seed < 0 or index < 0:
-    raise UserError(f"seed={seed} and index={index} must not be negative")
-  return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
 def _play(numbers: list[int], rng: np.random.Generator) -> int:
@@ -191,7 +154,7 @@ def _numbers_and_target(problem_id: str) -> tuple[tuple[int, ...], int]:
 
 def _read(prompt: str) -> tuple[list[int], int]:
   """The numbers and the target of a prompt; UserError says what was given and what is wanted."""
-  shown = repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")
+  shown = streams.shown(prompt)
   if len(prompt) > MAX_PROMPT_LENGTH:
     raise UserError(f"{shown} has {len(prompt)} characters, too many for a problem; {GOOD_PROMPT}")
   if not re.fullmatch(r" *[0-9]+( +[0-9]+)* *= *[0-9]+ *", prompt):

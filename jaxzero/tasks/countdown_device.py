@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxzero.errors import UserError
 from jaxzero.tasks import expression
+from jaxzero.tasks.characters import Characters
 from jaxzero.tasks.expression import LIMIT, MAX_LENGTH
 from jaxzero.tokenizers import Tokenizer
 
@@ -27,7 +27,7 @@ MAX_WAITING = MAX_NUMBERS - 1
 # A character's code is its index in ALPHABET: digits are 0..9.
 ALPHABET = expression.ALPHABET + "="
 PLUS, MINUS, TIMES, DIVIDE, OPEN, CLOSE, SPACE, EQUALS = map(ALPHABET.index, "+-*/() =")
-STEP, END_THINK, END, INVALID = range(len(ALPHABET), len(ALPHABET) + 4)
+STEP, END_THINK, END = range(len(ALPHABET), len(ALPHABET) + 3)
 
 NONE = -1  # no number, no value
 THINKING, FAULTY, ANSWER, RIGHT, LOST = range(5)  # FAULTY: thinking, in a step that went wrong
@@ -62,7 +62,7 @@ class Automaton:
 
   def __init__(self, tokenizer: Tokenizer):
     """Raises UserError if a token spells several characters of a step or an answer."""
-    self._codes = code_table(tokenizer)
+    self._characters = Characters(tokenizer, ALPHABET)
 
   def start(self, problem_array: jax.Array) -> jax.Array:
     """`problem_array`s int32 [..., 7] -> states int32 [..., S] before the first token."""
@@ -79,8 +79,7 @@ class Automaton:
 
   def read(self, state: jax.Array, token: jax.Array) -> jax.Array:
     """States [..., S] after one more token [...]; any token id will do."""
-    codes = jnp.asarray(self._codes)
-    code = codes.at[token].get(mode="fill", fill_value=INVALID, wrap_negative_indices=False)
+    code = self._characters.code(token)
     return jnp.concatenate(_read(_unpack(state), code[..., None]), axis=-1)
 
   def lost(self, state: jax.Array) -> jax.Array:
@@ -96,22 +95,6 @@ def problem_array(numbers: tuple[int, ...], target: int) -> np.ndarray:
   """int32 [MAX_NUMBERS + 1]: the numbers padded with zeros, then the target."""
   padding = (0,) * (MAX_NUMBERS - len(numbers))
   return np.asarray((*numbers, *padding, target), np.int32)
-
-
-def code_table(tokenizer: Tokenizer) -> np.ndarray:
-  """int32 [V]: each token's index in ALPHABET, or STEP, END_THINK, END, else INVALID."""
-  table = np.full(tokenizer.vocab_size, INVALID, np.int32)
-  for i in range(tokenizer.vocab_size):
-    text = tokenizer.decode([i], controls=True)
-    if text and set(text) <= set(ALPHABET):
-      if len(text) > 1:
-        raise UserError(
-          f"token {i} of this tokenizer spells {text!r}; the device verifier needs one token for "
-          "each character of an answer, so use a tokenizer that never merges them"
-        )
-      table[i] = ALPHABET.index(text)
-  table[[tokenizer.step_id, tokenizer.end_think_id, tokenizer.end_id]] = STEP, END_THINK, END
-  return table
 
 
 def _unpack(state: jax.Array) -> State:

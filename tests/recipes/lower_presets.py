@@ -72,7 +72,8 @@ def main() -> None:
     devices = math.prod((sizes.data or 1, sizes.fsdp, sizes.tensor))
     mesh = make_mesh(sizes, jax.devices()[:devices])
     task = tasks.make(experiment.task)
-    tokenizer = Tokenizer.train([task.problem("train", 0, i).prompt for i in range(64)])
+    prompts = [task.problem("train", 0, i).prompt for i in range(64)]
+    tokenizer = Tokenizer.train(prompts, symbols=task.symbols)
     limits = experiment.max_prompt, experiment.self_play.play.max_tokens
     engine = Engine(experiment.model, tokenizer, task, mesh, *limits)
     lowered = {

@@ -22,7 +22,10 @@ from jaxzero.tasks.transcript import grade
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smoke", "small", "base", "large"])
+@pytest.mark.parametrize(
+  "name",
+  ["quickstart", "smoke", "small", "base", "large", "arithmetic", "programs", "mixture"],
+)
 def test_configs_are_whole_and_survive_json(name):
   config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["config"]
   config.check()

@@ -109,6 +109,7 @@ def bare_game(key, V, C, rows):
     length=jnp.zeros(rows, jnp.int32),
     logits=jax.nn.log_softmax(2.0 * jax.random.normal(key, (rows, V))),
     value=jax.random.uniform(key, (rows,)),
+    values=jnp.zeros((rows, C)),
     judge=jnp.zeros((rows, 1), jnp.int32),
     cache=(),
   )

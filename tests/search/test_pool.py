@@ -10,8 +10,10 @@ from programs import Program
 
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.search import think as think_lib
+from jaxzero.search.choose import step_ends
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import make_weights
+from jaxzero.search.one_tree import completions
 from jaxzero.search.pool import think
 from jaxzero.search.record import to_dict, trim
 from jaxzero.tasks.transcript import encode_completion, grade
@@ -175,20 +177,24 @@ def test_the_whole_completions_verdict_is_the_graders(engine1, tokenizer, task, 
   assert 8 <= sum(expected) < len(cases)
 
 
-def test_without_a_verdict_the_value_head_picks_among_what_ended(pool, engine1):
-  thinking = pool(verify_inside=False, keep_trees=COUNT)
-  out = thinking.insight
+def test_without_a_verdict_all_that_ended_is_there_to_choose_from(pool, engine1):
+  thinking, seen = pool(verify_inside=False, keep_trees=COUNT), 0
+  out, tokenizer = thinking.insight, engine1.tokenizer
   assert (out.forward_tokens == LIMIT).all(), "nobody says when to stop"
+  assert not out.answer.found.any() and not out.sketch.right.any()
   for i, tree in enumerate(thinking.trees):
     assert out.ends[i] == tree.terminal.sum()
-    ends = np.flatnonzero(tree.terminal & (tree.token == engine1.tokenizer.end_id))
-    assert out.answer.found[i] == (len(ends) > 0), "what ran out of room is no answer"
-    if len(ends):
-      best = ends[np.argmax(tree.raw_value[ends])]
-      assert out.answer.length[i] == tree.depth[best]
-      path = tree.path[best, : tree.depth[best]]
-      np.testing.assert_array_equal(out.answer.completion[i, : tree.depth[best]], tree.token[path])
-  assert out.answer.found.any()
+    ends = np.flatnonzero(tree.terminal & (tree.token == tokenizer.end_id))
+    paths = [tree.path[end, : tree.depth[end]] for end in ends]
+    paths = [path for path in paths if tokenizer.end_think_id in tree.token[path]]
+    found = completions(engine1, out, i, inside=False)
+    assert [one.tokens for one in found] == [tuple(tree.token[path]) for path in paths]
+    for one, path in zip(found, paths, strict=True):
+      steps = np.isin(tree.token[path], step_ends(tokenizer))
+      assert one.scores == tuple(tree.raw_value[path[steps]].tolist())
+      assert one.spent == path[-1] and one.right is None
+    seen += len(found)
+  assert seen > COUNT / 2
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import pytest
 
 from jaxzero.errors import UserError
-from jaxzero.search.engine import Engine
+from jaxzero.search.choose import Choice
 from jaxzero.search.strategies import STRATEGIES, search
 from jaxzero.tasks.transcript import grade
 
@@ -40,9 +39,9 @@ def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, engine8
       assert budget > 1 or not result.right
 
 
-@pytest.mark.parametrize("strategy", ["best_of_n", "mcts", *TREES])
+@pytest.mark.parametrize("strategy", ["best_of_n", "beam", "mcts", *TREES])
 def test_what_may_verify_goes_on_until_it_is_right_or_broke(think, strategy):
-  budget = 150 if strategy in ("best_of_n", "mcts") else 64
+  budget = 64 if strategy in TREES else 150
   results = think(strategy, budget)
   # A policy that is sure samples what it has sampled: shared samples may end before the budget.
   assert strategy == "shared_samples" or all(
@@ -51,13 +50,13 @@ def test_what_may_verify_goes_on_until_it_is_right_or_broke(think, strategy):
   assert all(result.right for result in results[:4])
 
 
-@pytest.mark.parametrize("strategy", ["sample", "best_of_n", "mcts"])
+@pytest.mark.parametrize("strategy", ["sample", "best_of_n", "beam", "mcts"])
 def test_results_do_not_depend_on_the_batch(think, strategy):
   small, large = (key(think(strategy, 60, batch_size=size)) for size in (3, 8))
   assert small == large
 
 
-@pytest.mark.parametrize("strategy", ["sample", "without_replacement"])
+@pytest.mark.parametrize("strategy", ["sample", "without_replacement", "beam"])
 def test_results_depend_on_the_seed_where_they_are_drawn(think, strategy):
   first, again, other = (key(think(strategy, 60, seed=seed)) for seed in (1, 1, 2))
   assert first == again != other
@@ -66,54 +65,6 @@ def test_results_depend_on_the_seed_where_they_are_drawn(think, strategy):
 @pytest.mark.parametrize("strategy", ["greedy", "best_first"])
 def test_what_looks_best_does_not_depend_on_the_seed(think, strategy):
   assert key(think(strategy, 40, seed=1)) == key(think(strategy, 40, seed=2))
-
-
-class Liar:
-  """A verifier whose every word is false."""
-
-  def __init__(self, verifier):
-    self.verifier, self.state_size = verifier, verifier.state_size
-
-  def start(self, problem_array):
-    return self.verifier.start(problem_array)
-
-  def read(self, state, token):
-    return self.verifier.read(state, token)
-
-  def lost(self, state):
-    return ~self.verifier.lost(state)
-
-  def right(self, state):
-    return jnp.ones(state.shape[:-1], bool)
-
-
-@pytest.mark.parametrize("strategy", ["best_of_n", "best_first", "mcts"])
-def test_who_may_not_verify_inside_does_not_hear_the_verifier(
-  think, engine1, params, task, monkeypatch, strategy
-):
-  honest = Engine(engine1.model, engine1.tokenizer, task, engine1.mesh)
-  true_verifier = type(task).device_verifier
-  monkeypatch.setattr(
-    type(task), "device_verifier", lambda self, tokenizer: Liar(true_verifier(self, tokenizer))
-  )
-  lying = Engine(engine1.model, engine1.tokenizer, task, engine1.mesh)
-  a, b = (
-    think(strategy, 60, engine=engine, params=params, verify_inside=False)
-    for engine in (honest, lying)
-  )
-  assert [(r.tokens, r.forward_tokens) for r in a] == [(r.tokens, r.forward_tokens) for r in b]
-  assert all(r.forward_tokens == 60 or strategy != "best_first" for r in a)
-  for result in a:
-    verdict = grade(task, engine1.tokenizer, result.problem, result.tokens)
-    assert result.right == verdict.right
-
-
-def test_an_answer_key_reaches_no_search(think, engine8, monkeypatch):
-  blind = key(think("best_first", 45, verify_inside=False))
-  monkeypatch.setattr(type(engine8.task), "self_checkable", False)
-  with pytest.raises(UserError, match="answer key"):
-    think("best_of_n", 50, verify_inside=True)
-  assert key(think("best_first", 45)) == blind, "by default, too"
 
 
 def test_mcts_takes_the_orders_along_paths_as_well(think, play_config):
@@ -137,6 +88,11 @@ def test_nobody_asks_nothing(engine8, params8):
     ("sample", 10, {"seed": 2**31}, "seed=2147483648"),
     ("sample", 10, {"temperature": 0.0}, "temperature=0"),
     ("sample", 10, {"temperature": 101.0}, "temperature=101"),
+    ("best_of_n", 10, {"samples": 0}, "samples=0"),
+    ("best_first", 10, {"samples": 3}, "samples=3.*one tree"),
+    ("sample", 10, {"batch_size": 0}, "batch_size=0"),
+    ("best_of_n", 10, {"choice": Choice("value"), "verify_inside": True}, "score=value.*True"),
+    ("mcts", 10, {"temperature": 0.5}, "order=gumbel"),
   ],
 )
 def test_nonsense_is_refused(think, strategy, budget, options, says):

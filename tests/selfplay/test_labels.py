@@ -137,13 +137,13 @@ def test_a_prefix_goes_on_as_the_game_that_it_was_taken_from(engine, params):
     "length": np.minimum(whole["length"], 2).astype(np.int32),
   }
   out = engine.roll_out(params, prefixes, keys, 2, verify_inside=False)
-  np.testing.assert_array_equal(out["completion"][:, 0], whole["completion"])
-  np.testing.assert_array_equal(out["length"][:, 0], whole["length"])
-  assert (out["completion"][:, 1] != whole["completion"]).any(), "other samples are other ones"
+  np.testing.assert_array_equal(out.completion[:, 0], whole["completion"])
+  np.testing.assert_array_equal(out.length[:, 0], whole["length"])
+  assert (out.completion[:, 1] != whole["completion"]).any(), "other samples are other ones"
   sums = whole["completion"][:, :2].sum(axis=1)
-  np.testing.assert_array_equal(out["lost"], (prefixes["length"] == 2) & (sums % 2 == 1))
+  np.testing.assert_array_equal(out.lost, (prefixes["length"] == 2) & (sums % 2 == 1))
   stopped = engine.roll_out(params, prefixes, keys, 2, verify_inside=True)
-  assert (stopped["length"][out["lost"]] == 2).all() and out["lost"].any()
+  assert (stopped.length[out.lost] == 2).all() and out.lost.any()
 
 
 class Table:

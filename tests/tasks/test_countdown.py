@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.tasks.base import SPLITS, TaskConfig
-from jaxzero.tasks.countdown import split_of
+from jaxzero.tasks.streams import split_of
 
 TASK = tasks.make(TaskConfig(numbers=4, max_number=9))
 THREE = tasks.make(TaskConfig(numbers=3, max_number=9))
@@ -234,7 +234,7 @@ def test_impossible_requests_are_refused_in_one_sentence():
     TASK.problem("train", -1, 0)
   with pytest.raises(UserError, match="no solution"):
     TASK.worked_example(TASK.parse("1 1 1 1 = 99"))
-  with pytest.raises(UserError, match="the known ones are: countdown"):
+  with pytest.raises(UserError, match="the known ones are: arithmetic, countdown"):
     tasks.make(TaskConfig(name="chess"))
   for bad in [
     dict(numbers=1),

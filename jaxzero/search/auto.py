@@ -1,0 +1,114 @@
+"""Strategy `auto`: foresees how hard a problem is, and thinks about it as the plan says.
+
+What counts for stopping is what the search itself knows, a verdict that it may hear or the model's
+own score; an answer's true grade is given when all is over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from jaxzero.errors import UserError
+from jaxzero.search.choose import Finished
+from jaxzero.search.plan import HEARD, UNHEARD, Approach, Plan
+from jaxzero.search.request import Request, SearchResult
+
+Runners = Mapping[str, Callable[[Request], list[SearchResult]]]
+
+
+def run(request: Request, runners: Runners) -> list[SearchResult]:
+  """Tries each bin's approaches in turn on what is neither settled nor out of budget."""
+  plan = request.plan or (HEARD if request.inside else UNHEARD)
+  for name in {one.strategy for bins in plan.bins for one in bins}:
+    if name not in runners or name == request.strategy:
+      known = ", ".join(other for other in runners if other != request.strategy)
+      raise UserError(f"the plan names strategy {name!r}; `auto` can use {known}.")
+  thoughts = _Thoughts(request, plan)
+  for number, approaches in enumerate(plan.bins):
+    index = np.flatnonzero(thoughts.bins == number)
+    for stage, approach in enumerate(approaches):
+      index = index[thoughts.unsettled(index)]
+      if len(index):
+        thoughts.think(index, approach, stage, runners)
+  return thoughts.results()
+
+
+class _Thoughts:
+  """What has become of each problem so far."""
+
+  def __init__(self, request: Request, plan: Plan):
+    self.request, count = request, len(request.problems)
+    self.flops = np.zeros(count)
+    self.bins = plan.bin_of(self._foresee()) if plan.edges else np.zeros(count, int)
+    self.spent = np.zeros(count, np.int32)  # positions
+    self.settled = np.zeros(count, bool)
+    self.finished: list[list[Finished]] = [[] for _ in range(count)]
+    self.unfinished: list[tuple[int, ...]] = [()] * count
+    self.choices = [request.choice] * count
+
+  def _foresee(self) -> np.ndarray:
+    """[n] float: P(right) at the end of each prompt."""
+    engine, problems = self.request.engine, self.request.asked
+    params = engine.gather(self.request.params)
+    rows = engine.rows(min(self.request.batch_size, len(problems)))
+    values = []
+    for begin in range(0, len(problems), rows):
+      some = problems[begin : begin + rows]
+      value, _ = engine.foresee(params, engine.encode(some, rows))
+      values.append(value[: len(some)])
+      self.flops[begin : begin + rows] += engine.flops(rows * engine.max_prompt) / len(some)
+    return np.concatenate(values)
+
+  def unsettled(self, index: np.ndarray) -> np.ndarray:
+    """[n] bool: which of the problems of these numbers are thought about further."""
+    return ~self.settled[index] & (self.spent[index] < self.request.caps[index])
+
+  def think(self, index: np.ndarray, approach: Approach, stage: int, runners: Runners) -> None:
+    """Spends an approach's share on the problems of these numbers."""
+    asked, each = self.request, self.request.engine.tokens_per_position
+    part = self._part(index, approach, stage)
+    for i, result in zip(index, runners[approach.strategy](part), strict=True):
+      before = int(self.spent[i]) * each
+      self.finished[i] += [
+        dataclasses.replace(one, spent=before + one.spent) for one in result.finished
+      ]
+      self.unfinished[i] = self.unfinished[i] or result.tokens
+      self.spent[i] += result.forward_tokens // each
+      self.flops[i] += result.flops
+      self.choices[i] = choice = part.choice
+      accept = asked.accept if approach.accept is None else approach.accept
+      sure = accept is not None and any(choice.total(x) >= accept for x in result.finished)
+      self.settled[i] = sure or any(one.right for one in result.finished)
+
+  def _part(self, index: np.ndarray, approach: Approach, stage: int) -> Request:
+    """What the approach's strategy is asked: these problems, on what they have left."""
+    asked = self.request
+    share = np.maximum(1, asked.caps[index] * approach.share).astype(np.int32)
+    tree = dataclasses.replace(asked.settings.tree, **approach.tree)
+    part = dataclasses.replace(
+      asked,
+      strategy=approach.strategy,
+      problems=[asked.problems[i] for i in index],
+      # Samples of a later stage are others than those of the stage before.
+      seed=(asked.seed + 104_729 * stage) % 2**31,
+      play=dataclasses.replace(asked.settings, tree=tree),
+      temperature=approach.temperature or asked.temperature,
+      choice=approach.choice(asked.choice),
+      accept=None,
+      plan=None,
+      numbers=asked.key_numbers[index],
+      limits=np.minimum(share, asked.caps[index] - self.spent[index]),
+    )
+    accept = asked.accept if approach.accept is None else approach.accept
+    return part if part.grows_one_tree else dataclasses.replace(part, accept=accept)
+
+  def results(self) -> list[SearchResult]:
+    return [
+      dataclasses.replace(self.request, choice=self.choices[i]).result(
+        i, self.finished[i], self.unfinished[i], self.spent[i], self.flops[i]
+      )
+      for i in range(len(self.finished))
+    ]
