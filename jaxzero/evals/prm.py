@@ -45,16 +45,17 @@ class Solutions:
   cost: Mapping[str, float]
 
   def steps(self, scores: np.ndarray) -> list[list[float]]:
-    """The scores [m] of each solution's steps, without the prompt's."""
-    steps: list[list[float]] = [[] for _ in range(len(self.texts))]
-    for row, position, score in zip(self.row, self.position, scores, strict=True):
-      if position != PROMPT:
-        steps[row].append(float(score))
-    return steps
+    """The scores [m] of the steps of each solution that came to an end, without the prompt's."""
+    ended = np.isin(self.row, self.row[self.position == END]) & (self.position != PROMPT)
+    steps: dict[int, list[float]] = {}
+    for row, score in zip(self.row[ended].tolist(), scores[ended].tolist(), strict=True):
+      steps.setdefault(row, []).append(score)
+    return list(steps.values())
 
   @property
   def errors(self) -> list[int]:
-    """Each solution's first step behind which nothing right is left; -1 if there is none."""
+    """The first step behind which nothing right is left, of each solution that came to an end; -1
+    if there is none."""
     return [
       next((index for index, good in enumerate(steps) if not good), -1)
       for steps in self.steps(self.solvable)

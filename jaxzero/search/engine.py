@@ -132,6 +132,7 @@ class Engine:
     batch: dict[str, Any],
     keys: jax.Array,
     count: int,
+    temperature: float,
     verify_inside: bool,
   ) -> rollouts_lib.Rollouts:
     """`count` completions sampled from each prefix (`jaxzero.search.rollouts.roll_out`), as host
@@ -140,8 +141,9 @@ class Engine:
     batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
     """
     arrays = {**batch, "keys": np.asarray(jax.random.key_data(keys))}
-    compiled = self._roll_out(count)
-    return fetch(compiled(params, shard_batch(self.mesh, arrays), np.bool_(verify_inside)))
+    on_mesh = shard_batch(self.mesh, arrays)
+    scalars = np.float32(temperature), np.bool_(verify_inside)
+    return fetch(self._roll_out(count)(params, on_mesh, *scalars))
 
   def foresee(self, params: Params, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What the model says where a prompt ends, before any thinking, on every process.
@@ -248,7 +250,7 @@ class Engine:
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _roll_out(self, count: int):
-    def shard(params, batch, verify_inside):
+    def shard(params, batch, temperature, verify_inside):
       model = self._bind(params)
       return rollouts_lib.roll_out(
         model,
@@ -260,6 +262,7 @@ class Engine:
         self.judge(batch["facts"]),
         jax.random.wrap_key_data(batch["keys"]),
         count,
+        temperature,
         verify_inside,
         self.tokenizer.end_id,
         self._verifier,

@@ -35,6 +35,7 @@ def roll_out(
   judge: jax.Array,
   keys: jax.Array,
   count: int,
+  temperature: jax.Array,
   verify_inside: jax.Array,
   end_id: int,
   verifier: DeviceVerifier,
@@ -45,6 +46,7 @@ def roll_out(
     completion: [B, C] int32.
     judge: [B, S] int32, the verifier's first state of each problem.
     keys: [B], consumed; sample i of a row folds i in.
+    temperature: scalar, of the policy that is sampled.
     verify_inside: scalar bool, whether a sample ends where the verifier knows that it is lost.
   """
   prefix = resume(model, layers, prompts, prompt_length, completion, length, judge, verifier)
@@ -56,7 +58,7 @@ def roll_out(
   sample_keys = jax.vmap(lambda key: of_samples(key, jnp.arange(count)))(keys).reshape(-1)
   game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, ~over))
   game, _, steps = decode(
-    model, layers, game, moving, sample_keys, 1.0, verify_inside, end_id, verifier
+    model, layers, game, moving, sample_keys, temperature, verify_inside, end_id, verifier
   )
   return Rollouts(
     completion=game.completion.reshape(B, count, C),
