@@ -21,7 +21,7 @@ class Rollouts:
   completion: jax.Array  # [B, K, C] int32, the prefix included
   length: jax.Array  # [B, K] int32
   right: jax.Array  # [B, K] bool, the verifier's word
-  lost: jax.Array  # [B] bool: the verifier knows the prefix itself to be lost
+  alive: jax.Array  # [B, K] int32: tokens read before the verifier knows a sample to be lost
   positions: jax.Array  # [B] int32, put through the model for a row, idle ones too
 
 
@@ -52,18 +52,32 @@ def roll_out(
   prefix = resume(model, layers, prompts, prompt_length, completion, length, judge, verifier)
   B, C = completion.shape
   ended = jnp.any((completion == end_id) & (jnp.arange(C) < length[:, None]), axis=1)
-  lost = verifier.lost(prefix.judge)
-  over = ended | (lost & verify_inside) | (length == C) | (prompt_length == 0)
+  over = (
+    ended | (verifier.lost(prefix.judge) & verify_inside) | (length == C) | (prompt_length == 0)
+  )
   of_samples = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   sample_keys = jax.vmap(lambda key: of_samples(key, jnp.arange(count)))(keys).reshape(-1)
   game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, ~over))
   game, _, steps = decode(
     model, layers, game, moving, sample_keys, temperature, verify_inside, end_id, verifier
   )
+  first = jnp.repeat(judge, count, axis=0)
+  alive = jnp.minimum(alive_for(first, game.completion, verifier), game.length)
   return Rollouts(
     completion=game.completion.reshape(B, count, C),
     length=game.length.reshape(B, count),
     right=verifier.right(game.judge).reshape(B, count),
-    lost=lost,
+    alive=alive.reshape(B, count),
     positions=jnp.broadcast_to(prompts.shape[1] + C + count * steps, (B,)),
   )
+
+
+def alive_for(judge: jax.Array, completion: jax.Array, verifier: DeviceVerifier) -> jax.Array:
+  """[B] int32, how many tokens of completion [B, C] are read before it is known to be lost."""
+
+  def read(judge: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    judge = verifier.read(judge, token)
+    return judge, ~verifier.lost(judge)
+
+  _, alive = jax.lax.scan(read, judge, completion.T)
+  return jnp.sum(alive, axis=0)

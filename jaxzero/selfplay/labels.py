@@ -142,7 +142,7 @@ def label(
     guesses: dict[Prefix, float] = {}
   else:
     guesses = _bisected(tried, list(chosen))
-  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)}
+  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)} - tried.lost
   exhaustive = len(given) * samples + (len(asked) - len(given)) * rollouts
   cost = {**tried.cost, "rollouts_exhaustive": float(exhaustive)}
   everything = chosen | dict.fromkeys(
@@ -214,7 +214,10 @@ class Tried:
     return [(problem, tokens[:e]) for e in (ends[:-1] if is_whole else ends)]
 
   def share(self, prefix: Prefix) -> float:
-    """Right ones among the sampled completions that passed a prefix; NaN where none did."""
+    """Right ones among the sampled completions that passed a prefix, 0 where it is lost; NaN where
+    none did."""
+    if prefix in self.lost:
+      return 0.0
     passed = self._passed[prefix]
     return self._right[prefix] / passed if passed else float("nan")
 
@@ -229,16 +232,15 @@ class Tried:
   def measure(
     self, prefixes: Iterable[Prefix], count: int | None = None, verify_inside: bool = True
   ) -> None:
-    """Samples completions from each of them that has none yet.
+    """Samples completions from each of them that has none yet and is not known to be lost.
 
     count: how many from each; default: K.
     verify_inside: a completion ends where the verifier, reading along, knows that it is lost.
     """
-    new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.sampled]
+    asked = dict.fromkeys(prefixes)
+    new = [one for one in asked if one not in self.sampled and one not in self.lost]
     count = count or self.rollouts
-    for prefix, texts, rights, lost in self._roll_out(new, count, 1.0, verify_inside):
-      if lost:
-        self.lost.add(prefix)
+    for prefix, texts, rights in self._roll_out(new, count, 1.0, verify_inside):
       self.sampled[prefix] = texts
       for text, right in zip(texts, rights, strict=True):
         self._count(prefix, text, right)
@@ -248,12 +250,12 @@ class Tried:
     if not count:
       return {}
     tried = self._roll_out(list(prefixes), count, EXPLORING, verify_inside=True)
-    return {prefix: texts for prefix, texts, _, _ in tried}
+    return {prefix: texts for prefix, texts, _ in tried}
 
   def _roll_out(
     self, prefixes: list[Prefix], count: int, temperature: float, verify_inside: bool
-  ) -> Iterator[tuple[Prefix, list[Tokens], list[bool], bool]]:
-    """For each prefix its samples, whether they are right, and whether it is lost itself."""
+  ) -> Iterator[tuple[Prefix, list[Tokens], list[bool]]]:
+    """For each prefix its samples, and whether they are right."""
     engine = self.engine
     # Rows of one batch wait for each other, so those of like length go together.
     ordered = sorted(prefixes, key=lambda prefix: len(prefix[1]))
@@ -278,7 +280,10 @@ class Tried:
         for row, prefix in enumerate(some):
           pairs = zip(out.completion[row].tolist(), out.length[row].tolist(), strict=True)
           texts = [tuple(tokens[:length]) for tokens, length in pairs]
-          yield prefix, texts, out.right[row].tolist(), bool(out.lost[row])
+          for text, alive in zip(texts, out.alive[row].tolist(), strict=True):
+            passed = self.prefixes(prefix[0], text)
+            self.lost.update(one for one in passed if len(one[1]) > alive)
+          yield prefix, texts, out.right[row].tolist()
         shown.advance(len(some) * count)
         self.progress()
 
