@@ -20,7 +20,7 @@ from jaxzero.recipes.prm import LABELS, VALIDATION_LABELS, PrmConfig, train_prm
 from jaxzero.recipes.stages import newest_state
 from jaxzero.selfplay.labels import StepLabels, step_ends
 from jaxzero.tasks import expression
-from jaxzero.tasks.countdown import split_of
+from jaxzero.tasks.streams import split_of
 
 CONFIG = PrmConfig(
   problems=96,
