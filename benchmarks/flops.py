@@ -1,6 +1,6 @@
 """Are the ledger's FLOPs those of the programs? Analytic counts over XLA's, for decoding, tree
-search and lanes. XLA counts a loop's body once, so each is compared with one turn of its loop beside what
-goes before it; layers are not scanned. `python benchmarks/flops.py` prints the table.
+search and lanes. XLA counts a loop's body once, so each is compared with one turn of its loops
+beside what goes before them; layers are not scanned. `python benchmarks/flops.py` prints the table.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class Recipe:
       sys.executable,
       str(pathlib.Path(__file__).with_name("rules.py")),
       *("--folder", str(self.folder / "rules"), "--base", *bases),
-      *("--flops", str(self.rules_flops), "--seeds", *map(str, self.seeds)),
+      *("--flops", str(self.rules_flops), "--seeds", str(len(bases))),
     ]
     subprocess.run(command, check=True)
 

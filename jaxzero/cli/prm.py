@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def prm(arguments: list[str]) -> None:
   from jaxzero.recipes.prm import PrmConfig, train_prm
 
-  fields = [
+  fields: list[Any] = [
     ("run", Annotated[str, tyro.conf.Positional]),
     ("config", Annotated[PrmConfig, tyro.conf.arg(name="")], PrmConfig()),
     ("fresh", Annotated[bool, tyro.conf.arg(help="Throw away the run's PRM.")], False),

@@ -45,16 +45,17 @@ class Solutions:
   cost: Mapping[str, float]
 
   def steps(self, scores: np.ndarray) -> list[list[float]]:
-    """The scores [m] of each solution's steps, without the prompt's."""
-    steps: list[list[float]] = [[] for _ in range(len(self.texts))]
-    for row, position, score in zip(self.row, self.position, scores, strict=True):
-      if position != PROMPT:
-        steps[row].append(float(score))
-    return steps
+    """The scores [m] of the steps of each solution that came to an end, without the prompt's."""
+    ended = np.isin(self.row, self.row[self.position == END]) & (self.position != PROMPT)
+    steps: dict[int, list[float]] = {}
+    for row, score in zip(self.row[ended].tolist(), scores[ended].tolist(), strict=True):
+      steps.setdefault(row, []).append(score)
+    return list(steps.values())
 
   @property
   def errors(self) -> list[int]:
-    """Each solution's first step behind which nothing right is left; -1 if there is none."""
+    """The first step behind which nothing right is left, of each solution that came to an end; -1
+    if there is none."""
     return [
       next((index for index, good in enumerate(steps) if not good), -1)
       for steps in self.steps(self.solvable)
@@ -98,7 +99,9 @@ def sample_solutions(
       rows.append((row, len(tokens), END, right, not right, float(right)))
   cost = {name: value + tried.cost[name] for name, value in first.cost.items()}
   texts = make_table(engine, first, solutions, {})
-  return Solutions(texts, *(np.asarray(column) for column in zip(*rows, strict=True)), cost)
+  columns = [np.asarray(column) for column in zip(*rows, strict=True)]
+  row_of, column, position, can_be, illegal, success = columns
+  return Solutions(texts, row_of, column, position, can_be, illegal, success, cost)
 
 
 def grade_scores(
@@ -180,7 +183,8 @@ def _add_intervals(
   for _ in range(RESAMPLES):
     some = np.concatenate([index[i] for i in random.integers(len(index), size=len(index))])
     for name, score in scores.items():
-      drawn[name].append(auroc(score[some], test.solvable[some]) or np.nan)
+      area = auroc(score[some], test.solvable[some])
+      drawn[name].append(np.nan if area is None else area)
   first = next(iter(scores))
   for name, values in drawn.items():
     row[name]["auroc_ci95"] = np.nanquantile(values, [0.025, 0.975]).tolist()

@@ -121,6 +121,12 @@ class Experiment:
         f"rule=grpo compares samples of the policy that it learns: samples={played.samples} must "
         f"be 2 or more, temperature={played.temperature} must be 1."
       )
+    if rule == "grpo" and self.improve.optimizer.average_steps:
+      raise UserError(
+        "rule=grpo learns from samples of the parameters that it changes, not of their average "
+        f"over {self.improve.optimizer.average_steps} steps; set "
+        "--improve.optimizer.average-steps 0."
+      )
     if played.curriculum and (rule != "search" or not self.improve.loss.value_weight):
       raise UserError(
         f"a curriculum asks the value head, which rule={rule} with value_weight="

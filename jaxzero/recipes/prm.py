@@ -43,8 +43,10 @@ class PrmConfig:
   """Training problems whose steps are labelled: those of the newest games first."""
   rollouts: int = 8
   """Completions sampled from a prefix to label it."""
-  samples: int = 16
+  samples: int = 8
   """Completions sampled from a bare prompt; their steps are labelled as those of stored games."""
+  explored: int = 16
+  """The same at a high temperature, for steps that the policy seldom takes."""
   steps: int = 2000
   batch_size: int = 64
   token_weight: float = 1.0
@@ -71,6 +73,8 @@ class PrmConfig:
     for name in ("problems", "rollouts", "samples", "steps", "batch_size", "evaluate_every"):
       if getattr(self, name) < 1:
         raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} must be at least 1.")
+    if self.explored < 0:
+      raise UserError(f"--explored={self.explored} must not be negative.")
     if min(self.validation_problems, self.grade_problems, self.grade_samples) < 1:
       raise UserError(
         f"--validation-problems={self.validation_problems}, --grade-problems={self.grade_problems} "
@@ -145,6 +149,7 @@ def make_labels(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
         labeller,
         config.rollouts,
         config.samples,
+        config.explored if name == "training" else 0,
         seed + (name == "validation"),
         progress=lambda: run.stop_point("the labelling of steps, which will be done again"),
       )

@@ -29,6 +29,7 @@ from jaxzero.parallel.sharding import RULES, shard_batch
 from jaxzero.search import game as game_lib
 from jaxzero.search import lanes as lanes_lib
 from jaxzero.search import play as play_lib
+from jaxzero.search import rollouts as rollouts_lib
 from jaxzero.search import think as think_lib
 from jaxzero.search.config import PATH_ORDERS, Lanes, TreeConfig
 from jaxzero.search.expand import Weights
@@ -125,6 +126,25 @@ class Engine:
     arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
     return fetch(self._decode(params, arrays, np.float32(temperature), np.bool_(verify_inside)))
 
+  def roll_out(
+    self,
+    params: Params,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    count: int,
+    temperature: float,
+    verify_inside: bool,
+  ) -> rollouts_lib.Rollouts:
+    """`count` completions sampled from each prefix (`jaxzero.search.rollouts.roll_out`), as host
+    arrays on every process.
+
+    batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
+    """
+    arrays = {**batch, "keys": np.asarray(jax.random.key_data(keys))}
+    on_mesh = shard_batch(self.mesh, arrays)
+    scalars = np.float32(temperature), np.bool_(verify_inside)
+    return fetch(self._roll_out(count)(params, on_mesh, *scalars))
+
   def foresee(self, params: Params, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What the model says where a prompt ends, before any thinking, on every process.
 
@@ -167,29 +187,6 @@ class Engine:
         np.bool_(verify_inside),
       )
     )
-
-  def roll_out(
-    self,
-    params: Params,
-    batch: dict[str, Any],
-    keys: jax.Array,
-    count: int,
-    verify_inside: bool,
-  ) -> dict[str, np.ndarray]:
-    """`count` completions sampled from each prefix.
-
-    Args:
-      batch: what `encode` gives, with the prefixes: completion [B, max_tokens], length [B] int32.
-      keys: [B] typed keys; sample i of a row folds i in.
-      verify_inside: a completion ends where the verifier knows that it is lost.
-
-    Returns:
-      host arrays: completion [B, count, max_tokens], length and right [B, count], lost [B] (what
-      the verifier says of the prefix) and the scalar `positions`, of all rows together.
-    """
-    arrays = shard_batch(self.mesh, {**batch, "keys": np.asarray(jax.random.key_data(keys))})
-    out = fetch(self._roll_out(count)(params, arrays, np.bool_(verify_inside)))
-    return {**out, "positions": out["positions"].sum()}
 
   def play(
     self,
@@ -253,38 +250,23 @@ class Engine:
 
   @functools.lru_cache(maxsize=32)  # noqa: B019 (an engine lives as long as its run)
   def _roll_out(self, count: int):
-    def shard(params, batch, verify_inside):
+    def shard(params, batch, temperature, verify_inside):
       model = self._bind(params)
-      layers, verifier, end_id = model.unstack(), self._verifier, self.tokenizer.end_id
-      prefix = game_lib.resume(
+      return rollouts_lib.roll_out(
         model,
-        layers,
+        model.unstack(),
         batch["prompts"],
         batch["prompt_length"],
         batch["completion"],
         batch["length"],
         self.judge(batch["facts"]),
-        verifier,
+        jax.random.wrap_key_data(batch["keys"]),
+        count,
+        temperature,
+        verify_inside,
+        self.tokenizer.end_id,
+        self._verifier,
       )
-      B, C = prefix.completion.shape
-      ended = jnp.any((prefix.completion == end_id) & (jnp.arange(C) < prefix.length[:, None]), 1)
-      lost = verifier.lost(prefix.judge)
-      over = ended | (lost & verify_inside) | (prefix.length == C)
-      goes_on = (prefix.prompt_length > 0) & ~over
-      keys = jax.vmap(
-        lambda key: jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
-      )(jax.random.wrap_key_data(batch["keys"]))
-      game, moving = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (prefix, goes_on))
-      game, _, steps = play_lib.decode(
-        model, layers, game, moving, keys.reshape(-1), 1.0, verify_inside, end_id, verifier
-      )
-      return {
-        "completion": game.completion.reshape(B, count, C),
-        "length": game.length.reshape(B, count),
-        "right": verifier.right(game.judge).reshape(B, count),
-        "lost": lost,
-        "positions": jnp.broadcast_to(batch["prompts"].shape[1] + C + count * steps, (B,)),
-      }
 
     return jax.jit(self._on_mesh(shard))
 

@@ -77,8 +77,8 @@ def resume(
   verifier: DeviceVerifier,
 ) -> Game:
   """Games that stand behind the first `length` [B] tokens of `completion` [B, C], as if these had
-  been advanced one by one, but for their `values`, which are zeros there; costs B * (P + C)
-  positions. judge [B, S]: the verifier's first state.
+  been advanced one by one, but with no `values` before these; costs B * (P + C) positions. judge
+  [B, S]: the verifier's first state.
   """
   P, C = prompts.shape[1], completion.shape[1]
   index = jnp.arange(P + C) - prompt_length[:, None]

@@ -37,7 +37,8 @@ class Approach:
 
   def choice(self, asked: Choice) -> Choice:
     """How it chooses among what was finished."""
-    own = {"aggregate": self.aggregate, "vote": self.vote}
+    vote = "majority" if self.strategy == "majority" else self.vote
+    own = {"aggregate": self.aggregate, "vote": vote}
     return dataclasses.replace(asked, **{k: v for k, v in own.items() if v is not None})
 
 

@@ -264,7 +264,7 @@ def decode(
   game: Game,
   moving: jax.Array,
   keys: jax.Array,
-  temperature: jax.Array | float,
+  temperature: jax.Array,
   verify_inside: jax.Array,
   end_id: int,
   verifier: DeviceVerifier,

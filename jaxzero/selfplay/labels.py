@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,8 @@ from jaxzero.tasks.transcript import encode_prompt, grade
 from jaxzero.tokenizers import Tokenizer
 
 LABELLERS = ("samples", "binary_search")
+EXPLORING = 2.0
+"""Temperature of samples that look for other steps than the policy's own."""
 
 Tokens = tuple[int, ...]
 Prefix = tuple[Problem, Tokens]  # a problem and the completion's tokens so far
@@ -94,7 +96,8 @@ def label(
   given: Sequence[tuple[Problem, Sequence[Tokens]]],
   labeller: str = "samples",
   rollouts: int = 8,
-  samples: int = 16,
+  samples: int = 8,
+  explored: int = 16,
   seed: int = 0,
   batch_size: int = 64,
   progress: Callable[[], Any] = lambda: None,
@@ -106,6 +109,8 @@ def label(
     given: problems, with completions of each (stored games); none is needed.
     rollouts: K, completions sampled from each prefix of a step or more.
     samples: completions sampled from each bare prompt; they are labelled like given ones.
+    explored: the same at temperature EXPLORING, for steps that the policy seldom takes; what
+      becomes of these says nothing of the policy and is not counted.
     batch_size: prefixes that are rolled out together.
     progress: called between batches.
 
@@ -118,21 +123,26 @@ def label(
   """
   if labeller not in LABELLERS:
     raise UserError(f"labeller {labeller!r} is unknown; choose one of {', '.join(LABELLERS)}.")
-  if min(rollouts, samples) < 1:
-    raise UserError(f"rollouts={rollouts} and samples={samples} must be at least 1.")
+  if min(rollouts, samples) < 1 or explored < 0:
+    raise UserError(
+      f"rollouts={rollouts} and samples={samples} must be at least 1, explored={explored} at least "
+      "0."
+    )
   tried = Tried(engine, params, rollouts, seed, batch_size, progress)
   # To their very end, as at test time: what follows an error must be seen, too.
-  tried.measure([(problem, ()) for problem, _ in given], samples, verify_inside=False)
+  prompts: list[Prefix] = [(problem, ()) for problem, _ in given]
+  tried.measure(prompts, samples, verify_inside=False)
+  beyond = tried.explore(prompts, explored)
   chosen: dict[Prefix, None] = {}
   for problem, texts in given:
-    fresh = tried.sampled[problem, ()]
+    fresh = (*tried.sampled[problem, ()], *beyond.get((problem, ()), ()))
     chosen |= dict.fromkeys((problem, text) for text in (*texts, *fresh))
   if labeller == "samples":
     tried.measure(prefix for one in chosen for prefix in tried.prefixes(*one))
     guesses: dict[Prefix, float] = {}
   else:
     guesses = _bisected(tried, list(chosen))
-  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)}
+  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)} - tried.lost
   exhaustive = len(given) * samples + (len(asked) - len(given)) * rollouts
   cost = {**tried.cost, "rollouts_exhaustive": float(exhaustive)}
   everything = chosen | dict.fromkeys(
@@ -195,7 +205,7 @@ class Tried:
     self._verdicts: dict[Prefix, bool] = {}
     self._right: collections.Counter[Prefix] = collections.Counter()
     self._passed: collections.Counter[Prefix] = collections.Counter()
-    self._key = jax.random.key(seed)
+    self._key, self._asked = jax.random.key(seed), 0
 
   def prefixes(self, problem: Problem, tokens: Tokens) -> list[Prefix]:
     """Those that end with a step of this completion, but not its own end: the verdict tells."""
@@ -204,7 +214,10 @@ class Tried:
     return [(problem, tokens[:e]) for e in (ends[:-1] if is_whole else ends)]
 
   def share(self, prefix: Prefix) -> float:
-    """Right ones among the sampled completions that passed a prefix; NaN where none did."""
+    """Right ones among the sampled completions that passed a prefix, 0 where it is lost; NaN where
+    none did."""
+    if prefix in self.lost:
+      return 0.0
     passed = self._passed[prefix]
     return self._right[prefix] / passed if passed else float("nan")
 
@@ -219,59 +232,68 @@ class Tried:
   def measure(
     self, prefixes: Iterable[Prefix], count: int | None = None, verify_inside: bool = True
   ) -> None:
-    """Samples completions from each of them that has none yet.
+    """Samples completions from each of them that has none yet and is not known to be lost.
 
     count: how many from each; default: K.
     verify_inside: a completion ends where the verifier, reading along, knows that it is lost.
     """
-    new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self.sampled]
+    asked = dict.fromkeys(prefixes)
+    new = [one for one in asked if one not in self.sampled and one not in self.lost]
     count = count or self.rollouts
+    for prefix, texts, rights in self._roll_out(new, count, 1.0, verify_inside):
+      self.sampled[prefix] = texts
+      for text, right in zip(texts, rights, strict=True):
+        self._count(prefix, text, right)
+
+  def explore(self, prefixes: Sequence[Prefix], count: int) -> dict[Prefix, list[Tokens]]:
+    """Completions of each prefix that the policy seldom writes, up to where they are lost."""
+    if not count:
+      return {}
+    tried = self._roll_out(list(prefixes), count, EXPLORING, verify_inside=True)
+    return {prefix: texts for prefix, texts, _ in tried}
+
+  def _roll_out(
+    self, prefixes: list[Prefix], count: int, temperature: float, verify_inside: bool
+  ) -> Iterator[tuple[Prefix, list[Tokens], list[bool]]]:
+    """For each prefix its samples, and whether they are right."""
+    engine = self.engine
     # Rows of one batch wait for each other, so those of like length go together.
-    new.sort(key=lambda prefix: len(prefix[1]))
-    with bar("sampling completions", len(new) * count, "rollouts") as shown:
-      for begin in range(0, len(new), self.rows):
-        some = new[begin : begin + self.rows]
-        self._roll_out(some, count, verify_inside)
+    ordered = sorted(prefixes, key=lambda prefix: len(prefix[1]))
+    with bar("sampling completions", len(ordered) * count, "rollouts") as shown:
+      for begin in range(0, len(ordered), self.rows):
+        some = ordered[begin : begin + self.rows]
+        batch = engine.encode([problem for problem, _ in some], self.rows)
+        batch["completion"] = np.zeros((self.rows, engine.max_tokens), np.int32)
+        batch["length"] = np.zeros(self.rows, np.int32)
+        for row, (_, tokens) in enumerate(some):
+          batch["completion"][row, : len(tokens)] = tokens
+          batch["length"][row] = len(tokens)
+        # Keys by the order of asking, which is a function of the seed and what is asked alone.
+        numbers = np.arange(self.rows) + self._asked
+        self._asked += len(some)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, numbers)
+        out: Any = engine.roll_out(self.params, batch, keys, count, temperature, verify_inside)
+        written = (out.length - batch["length"][:, None])[: len(some)]
+        self.cost["rollouts"] += written.size
+        self.cost["forward_tokens"] += float(written.sum())
+        self.cost["flops"] += engine.flops(float(out.positions.sum()))
+        for row, prefix in enumerate(some):
+          pairs = zip(out.completion[row].tolist(), out.length[row].tolist(), strict=True)
+          texts = [tuple(tokens[:length]) for tokens, length in pairs]
+          for text, alive in zip(texts, out.alive[row].tolist(), strict=True):
+            passed = self.prefixes(prefix[0], text)
+            self.lost.update(one for one in passed if len(one[1]) > alive)
+          yield prefix, texts, out.right[row].tolist()
         shown.advance(len(some) * count)
         self.progress()
 
-  def _roll_out(self, prefixes: list[Prefix], count: int, verify_inside: bool) -> None:
-    engine = self.engine
-    batch = engine.encode([problem for problem, _ in prefixes], self.rows)
-    batch["completion"] = np.zeros((self.rows, engine.max_tokens), np.int32)
-    batch["length"] = np.zeros(self.rows, np.int32)
-    for row, (_, tokens) in enumerate(prefixes):
-      batch["completion"][row, : len(tokens)] = tokens
-      batch["length"][row] = len(tokens)
-    # Keys by the order of asking, which is a function of the seed and the problems alone.
-    numbers = np.arange(self.rows) + len(self.sampled)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, numbers)
-    out = engine.roll_out(self.params, batch, keys, count, verify_inside)
-    written = (out["length"] - batch["length"][:, None])[: len(prefixes)]
-    self.cost["rollouts"] += written.size
-    self.cost["forward_tokens"] += float(written.sum())
-    self.cost["flops"] += engine.flops(float(out["positions"]))
-    for row, prefix in enumerate(prefixes):
-      if out["lost"][row]:
-        self.lost.add(prefix)
-      self.sampled[prefix] = [
-        self._count(prefix, tuple(tokens[:length]), bool(right))
-        for tokens, length, right in zip(
-          out["completion"][row].tolist(),
-          out["length"][row].tolist(),
-          out["right"][row],
-          strict=True,
-        )
-      ]
-
-  def _count(self, start: Prefix, tokens: Tokens, right: bool) -> Tokens:
+  def _count(self, start: Prefix, tokens: Tokens, right: bool) -> None:
     problem = start[0]
     self._verdicts[problem, tokens] = right
     for prefix in self.prefixes(problem, tokens):
       if len(prefix[1]) >= len(start[1]):
         self._passed[prefix] += 1
         self._right[prefix] += right
-    return tokens
 
 
 def make_table(

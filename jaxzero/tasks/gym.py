@@ -30,6 +30,7 @@ class Gym:
   `worked_examples` are read.
   """
 
+  self_checkable = False
   symbols = ""
   array_size = script_device.ARRAY_SIZE
 
@@ -38,7 +39,6 @@ class Gym:
     if config.worked_examples < 1:
       raise UserError(f"worked_examples={config.worked_examples} must be at least 1")
     self.name, self.problems_of = config.name, GYM_TASKS[config.name]
-    self.self_checkable = self.problems_of.self_checkable
 
   def problem(self, split: str, seed: int, index: int) -> Problem:
     """Problem `index` of the split's stream, pure in (split, seed, index); splits are disjoint by
@@ -69,11 +69,11 @@ class Gym:
     """Reads `gcd 760 368` and works out its key; UserError names what is wrong."""
     text = prompt.strip(" ")
     answer = self._work(text).answer
-    return Problem(id=text, prompt=text, key=None if self.self_checkable else answer)
+    return Problem(id=text, prompt=text, key=answer)
 
   def verify(self, problem: Problem, answer: str, steps: Sequence[str] | None = None) -> Verdict:
     """Whether the answer is the right one, character by character, and so the steps, if given."""
-    if problem.key is None and not self.self_checkable:
+    if problem.key is None:
       return Verdict(False, "there is no answer key to compare with")
     right = self._work(problem.id)
     if answer != right.answer:
@@ -100,8 +100,8 @@ class Gym:
     )
 
   def problem_array(self, problem: Problem) -> np.ndarray:
-    """int32: the right completion, packed; zeros without the key that the task needs."""
-    if problem.key is None and not self.self_checkable:
+    """int32: the right completion, packed; zeros without a key."""
+    if problem.key is None:
       return script_device.problem_array(None)
     return script_device.problem_array(self._work(problem.id))
 

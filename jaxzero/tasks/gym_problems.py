@@ -27,7 +27,6 @@ class GymProblems:
     pattern: what prompts look like; its groups are what `work` gets.
     example: a good prompt.
     work: the groups of a prompt -> its one right completion, or None if there is none.
-    self_checkable: whether an answer is checked from the problem by less work than finding it.
   """
 
   dataset: str
@@ -36,7 +35,6 @@ class GymProblems:
   pattern: str
   example: str
   work: Callable[..., Completion | None]
-  self_checkable: bool = False
 
 
 def _euclid(a: int, b: int) -> tuple[int, list[str]]:
@@ -210,7 +208,6 @@ GYM_TASKS: dict[str, GymProblems] = {
     "factor ([2-9]|[1-9][0-9]{1,5})",
     "factor 360",
     _factor,
-    self_checkable=True,
   ),
   "gym_simple_equations": GymProblems(
     "simple_equations",

@@ -142,7 +142,7 @@ def oracle(engine8, says):
         text = walk(b, lane, texts[lane], streams[lane], most, 1)
         left -= len(text) - len(texts[lane])
         texts[lane] = text
-      free = [lane for lane in room if texts[lane][-1] != end]
+      free = [lane for lane in sorted(room) if texts[lane][-1] != end]
       live = [lane for lane in free if texts[lane][-1] in delimiters and len(texts[lane]) < C]
       tested = {lane: texts[lane] for lane in live}
       if ahead and 2 * sum(C - len(texts[lane]) for lane in live) <= left:

@@ -136,14 +136,15 @@ def test_a_prefix_goes_on_as_the_game_that_it_was_taken_from(engine, params):
     "completion": np.where(np.arange(MAX_TOKENS) < 2, whole["completion"], 0),
     "length": np.minimum(whole["length"], 2).astype(np.int32),
   }
-  out = engine.roll_out(params, prefixes, keys, 2, verify_inside=False)
-  np.testing.assert_array_equal(out["completion"][:, 0], whole["completion"])
-  np.testing.assert_array_equal(out["length"][:, 0], whole["length"])
-  assert (out["completion"][:, 1] != whole["completion"]).any(), "other samples are other ones"
-  sums = whole["completion"][:, :2].sum(axis=1)
-  np.testing.assert_array_equal(out["lost"], (prefixes["length"] == 2) & (sums % 2 == 1))
-  stopped = engine.roll_out(params, prefixes, keys, 2, verify_inside=True)
-  assert (stopped["length"][out["lost"]] == 2).all() and out["lost"].any()
+  out = engine.roll_out(params, prefixes, keys, 2, 1.0, verify_inside=False)
+  np.testing.assert_array_equal(out.completion[:, 0], whole["completion"])
+  np.testing.assert_array_equal(out.length[:, 0], whole["length"])
+  assert (out.completion[:, 1] != whole["completion"]).any(), "other samples are other ones"
+  is_odd = whole["completion"][:, :2].sum(axis=1) % 2 == 1
+  lost = (prefixes["length"] == 2) & is_odd
+  np.testing.assert_array_equal((out.alive < prefixes["length"][:, None]).all(axis=1), lost)
+  stopped = engine.roll_out(params, prefixes, keys, 2, 1.0, verify_inside=True)
+  assert (stopped.length[lost] == 2).all() and lost.any()
 
 
 class Table:
@@ -185,7 +186,7 @@ def test_labels_survive_the_disk_and_hold_what_was_measured(engine, params, toke
   given = [(PROBLEMS[0], [game]), (PROBLEMS[1], [])]
   for labeller in ("samples", "binary_search"):
     labels, cost = label(
-      engine, params, given, labeller, rollouts=2, samples=2, seed=3, batch_size=8
+      engine, params, given, labeller, rollouts=2, samples=2, explored=2, seed=3, batch_size=8
     )
     row = next(i for i in range(len(labels)) if tuple(labels.tokens[i, : labels.length[i]]) == game)
     assert np.flatnonzero(np.isfinite(labels.success[row])).tolist() == [0, 1, 3]
@@ -210,5 +211,5 @@ def test_steps_end_at_their_delimiters(tokenizer):
 def test_impossible_settings_are_one_sentence(engine, params):
   with pytest.raises(UserError, match="labeller 'dice' is unknown"):
     label(engine, params, [], "dice")
-  with pytest.raises(UserError, match="samples=0 must be at least 1"):
+  with pytest.raises(UserError, match="samples=0 must be at least 1,"):
     label(engine, params, [], samples=0)
