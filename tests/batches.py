@@ -19,5 +19,5 @@ def mixed_batch(seed=0, rows=ROWS):
       arrays["candidates"][row, 3:5] = [random.permutation(VOCAB)[:A] for _ in range(2)]
       arrays["soft_target"][row, 3:5] = random.dirichlet(np.ones(A + 1), 2)
       arrays["value_weight"][row, 2:5] = 1.0
-      arrays["value_target"][row] = row % 4 == 1
+      arrays["value_target"][row] = row % 8 == 1
   return batch_lib.to_batch(arrays)

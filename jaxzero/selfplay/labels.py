@@ -137,14 +137,14 @@ def label(
   for problem, texts in given:
     fresh = (*tried.sampled[problem, ()], *beyond.get((problem, ()), ()))
     chosen |= dict.fromkeys((problem, text) for text in (*texts, *fresh))
+  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)} - tried.lost
+  exhaustive = tried.cost["rollouts"] + rollouts * len(asked - tried.sampled.keys())
+  guesses: dict[Prefix, float] = {}
   if labeller == "samples":
     tried.measure(prefix for one in chosen for prefix in tried.prefixes(*one))
-    guesses: dict[Prefix, float] = {}
   else:
     guesses = _bisected(tried, list(chosen))
-  asked = {prefix for one in chosen for prefix in tried.prefixes(*one)} - tried.lost
-  exhaustive = len(given) * samples + (len(asked) - len(given)) * rollouts
-  cost = {**tried.cost, "rollouts_exhaustive": float(exhaustive)}
+  cost = {**tried.cost, "rollouts_exhaustive": exhaustive}
   everything = chosen | dict.fromkeys(
     (problem, text) for (problem, _), texts in tried.sampled.items() for text in texts
   )

@@ -170,7 +170,7 @@ def test_micro_batches_must_divide_the_batch(tiny_model, mesh1, batches):
 def test_examples_are_shuffled_epochs_that_depend_on_seed_and_step_alone():
   texts = [([i], [i]) for i in range(10)]
   examples = Examples(texts, 4, 1, seed=3)
-  drawn = [examples.example(number)[0][0] for number in range(30)]
+  drawn = [examples.texts[number][0][0] for number in range(30)]
   epochs = [drawn[i : i + 10] for i in (0, 10, 20)]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -180,4 +180,4 @@ def test_examples_are_shuffled_epochs_that_depend_on_seed_and_step_alone():
     again.batch(5, 4, rows=[3, 1]).tokens, examples.batch(5, 4).tokens[[3, 1]]
   )
   other = Examples(texts, 4, 1, seed=4)
-  assert [other.example(number)[0][0] for number in range(10)] != epochs[0]
+  assert [other.texts[number][0][0] for number in range(10)] != epochs[0]

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from trees import tree_arrays
 
 from jaxzero.errors import UserError
 from jaxzero.recipes.verify import verify
@@ -94,8 +95,13 @@ def test_an_episode_whose_verdict_is_not_the_verifiers_is_found(run):
   last = store.rounds[-1]
   episodes = list(store.episodes(last))
   wrong = next(i for i, episode in enumerate(episodes) if not episode.right)
+  played = episodes[wrong].tokens
   episodes[wrong] = dataclasses.replace(
-    episodes[wrong], right=True, harvested=episodes[wrong].tokens, **empty(episodes[wrong])
+    episodes[wrong],
+    right=True,
+    harvested=played,
+    **empty(episodes[wrong]),
+    **tree_arrays(played, right=[played]),
   )
   store.discard_after(last - 1)
   store.write(last, episodes)
