@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import statistics
 
 from etils import epath
 
@@ -23,6 +25,7 @@ from jaxzero.search.engine import Engine
 from jaxzero.search.plan import Plan
 from jaxzero.search.request import SearchResult, hears_verifier
 from jaxzero.search.strategies import search
+from jaxzero.tasks.transcript import encode_completion
 from jaxzero.tokenizers import Tokenizer
 
 STAGES = ("pretrain", "self_play", "control", "distill")
@@ -43,6 +46,15 @@ class LoadedRun:
   @property
   def model(self) -> ModelConfig:
     return self.experiment.model
+
+  @functools.cached_property
+  def mean_worked(self) -> float:
+    """Mean tokens of the completions of the run's first 64 worked examples."""
+    config = self.experiment
+    count = min(64, config.task.worked_examples)
+    problems = self.engine.task.problems("train", config.seed, count)
+    worked = [self.engine.task.worked_example(problem) for problem in problems]
+    return statistics.mean(len(encode_completion(self.tokenizer, one)) for one in worked)
 
   def scored(self) -> LoadedRun:
     """This run with its process reward model beside the policy, whose values it replaces.

@@ -59,6 +59,8 @@ def test_solve_eval_and_report_of_a_finished_run(smoke_run, tmp_path, capsys):
     (["solve", "RUN", "2 5 6 = 32", "--strategy", "guess"], "strategy 'guess' is unknown"),
     (["solve", "RUN", "2 5 6 = 32", "--budget", "0"], "budget=0"),
     (["solve", "RUN", "2 5 6 = 32", "--budget", "99999999999"], "budget=99999999999"),
+    (["solve", "RUN", "2 5 6 = 32", "--budget", "5"], "budget=5 is below one episode"),
+    (["eval", "RUN", "--budget", "5"], "budget=5 is below one episode"),
     (["solve", "RUN", "2 5 6 = 32", "--effort", "heroic"], "effort 'heroic' is unknown"),
     (["eval", "RUN", "--effort", "low", "--budget", "50"], "both set the budget"),
     (["eval", "RUN", "--strategy", "best_of_n", "--samples", "0"], "samples=0"),

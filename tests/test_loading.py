@@ -14,6 +14,7 @@ from jaxzero.loading import LoadedRun
 from jaxzero.models.transformer import init_params
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.search.engine import Engine
+from jaxzero.tasks.transcript import encode_completion
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def prm(run):
 def facts(run, prm):
   """What RUN/prm.json says."""
   return {"tokenizer": run.tokenizer.fingerprint, "model": dataclasses.asdict(prm[0])}
+
+
+def test_an_episode_is_as_long_as_the_worked_examples_are_on_average(run):
+  task = run.engine.task
+  worked = map(task.worked_example, task.problems("train", 0, 64))
+  lengths = [len(encode_completion(run.tokenizer, one)) for one in worked]
+  assert min(lengths) < run.mean_worked == sum(lengths) / 64 < max(lengths)
 
 
 def test_a_scored_run_has_the_reward_model_beside_the_policy(run, prm, facts):

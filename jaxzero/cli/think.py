@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,6 @@ from jaxzero.search.config import Lanes
 if TYPE_CHECKING:
   from jaxzero.loading import LoadedRun
   from jaxzero.search.choose import Choice
-  from jaxzero.search.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,21 @@ class Thinking:
         f"--budget {self.budget} and --effort {self.effort} both set the budget; give one."
       )
 
-  def tokens(self, engine: Engine, default: int) -> int:
-    """The budget in forward tokens."""
+  def tokens(self, run: LoadedRun, default: int) -> int:
+    """The budget in forward tokens; UserError for one given below a mean worked completion."""
     from jaxzero.search.budget import Budget
 
     if self.effort is not None:
-      return Budget.of_effort(self.effort, engine.longest).forward_tokens
-    return default if self.budget is None else self.budget
+      return Budget.of_effort(self.effort, run.engine.longest).forward_tokens
+    if self.budget is None:
+      return default
+    least = math.ceil(run.mean_worked * run.engine.tokens_per_position)
+    if Budget(self.budget).forward_tokens < least:
+      raise UserError(
+        f"budget={self.budget} is below one episode: the run's worked examples take {least} "
+        f"forward tokens on average; give at least {least}."
+      )
+    return self.budget
 
   def choice(self) -> Choice:
     from jaxzero.search.choose import Choice
@@ -107,7 +115,7 @@ def solve(arguments: list[str]) -> None:
   result = run.solve(
     parsed.problem,
     parsed.strategy,
-    parsed.tokens(run.engine, default=512),
+    parsed.tokens(run, default=512),
     parsed.seed,
     parsed.choice(),
     parsed.samples,
@@ -151,7 +159,7 @@ def evaluate(arguments: list[str]) -> None:
     run.params,
     problems,
     parsed.strategy,
-    parsed.tokens(run.engine, default=run.engine.longest),
+    parsed.tokens(run, default=run.engine.longest),
     parsed.seed,
     parsed.split,
     run.step,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.batch import Batch
+from jaxzero.learn.epochs import Epochs
 from jaxzero.models.config import ModelConfig
 from jaxzero.models.transformer import Params, bind, gatherer
 from jaxzero.parallel.hosts import fetch
@@ -34,8 +35,8 @@ class LabelledSteps:
   def __init__(
     self, labels: StepLabels, length: int, seed: int, token_weight: float, with_text: bool
   ):
-    self.labels, self.length, self.seed, self.with_text = labels, length, seed, with_text
-    self._epoch, self._order = -1, np.arange(0)
+    self.labels, self.length, self.with_text = labels, length, with_text
+    self._rows = Epochs(range(len(labels)), (seed,))
     ends = np.isfinite(labels.success)
     columns = np.where(ends, np.arange(ends.shape[1]), ends.shape[1])
     following = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
@@ -49,16 +50,8 @@ class LabelledSteps:
     """These rows of step `step`'s batch, as host arrays [len(rows), ...]."""
     arrays = batch_lib.empty(len(rows), self.length, 1)
     for i, row in enumerate(rows):
-      self._put(arrays, i, self._draw(step * batch_size + int(row)))
+      self._put(arrays, i, self._rows[step * batch_size + int(row)])
     return batch_lib.to_batch(arrays)
-
-  def _draw(self, number: int) -> int:
-    """A row of the labels, in the endless stream of shuffled epochs."""
-    epoch, index = divmod(number, len(self.labels))
-    if epoch != self._epoch:
-      random = np.random.default_rng((self.seed, epoch))
-      self._epoch, self._order = epoch, random.permutation(len(self.labels))
-    return int(self._order[index])
 
   def _put(self, arrays: dict[str, np.ndarray], i: int, row: int) -> None:
     labels = self.labels

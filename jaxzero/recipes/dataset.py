@@ -235,6 +235,8 @@ def _right(task: Task, row: dict[str, Any], where: str) -> bool:
     raise UserError(f"{where} has no problem of the task ({error})") from error
   if problem.id != row["problem_id"]:
     raise UserError(f"{where}: {row['prompt']!r} is not {row['problem_id']!r}.")
+  if row["finished"] and row["answer"] is None:
+    raise UserError(f"{where} is finished and has no answer.")
   return bool(row["finished"]) and task.verify(problem, row["answer"], row["thinking"]).right
 
 
@@ -252,6 +254,11 @@ def _read(path: pathlib.Path, name: str) -> Any:
       f"{path} has the columns {', '.join(table.schema.names)} of other names or types than "
       "docs/data.md tells; export the data again."
     )
+  for column in set(table.column_names) - {"answer"}:
+    values = table[column]
+    is_list = pa.types.is_list(values.type)
+    if values.null_count or (is_list and any(x.flatten().null_count for x in values.chunks)):
+      raise UserError(f"{path} has nulls in column {column}, which may hold none; export it again.")
   return table
 
 

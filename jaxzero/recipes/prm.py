@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from etils import epath
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
 from jaxzero.evals.prm import Solutions, grade_scores, sample_solutions
-from jaxzero.files import PathLike, remove
+from jaxzero.files import PathLike, read_bytes, remove
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.losses import LossConfig
 from jaxzero.learn.reward import LabelledSteps, StepScorer, cross_entropy
@@ -109,7 +110,7 @@ def train_prm(folder: PathLike, config: PrmConfig, fresh: bool = False) -> dict[
         f"--run {folder}` or `jaxzero train` play its rounds first."
       )
     if fresh:
-      by_primary(lambda: _discard(run.folder))
+      by_primary(lambda: discard(run.folder))
     settings = dataclasses.asdict(config)
     _must_be_same(run, run.stage("prm_settings", lambda: settings), settings)
     policy = load_params(run, "self_play")
@@ -253,8 +254,11 @@ def _charge(run: Run, cost: Mapping[str, float], begin: float) -> None:
   run.charge("prm", cost["flops"], time.monotonic() - begin, cost["forward_tokens"])
 
 
-def _discard(folder: epath.Path) -> None:
-  """What was made last goes first: a kill leaves an earlier stage, never a torn one."""
+def discard(folder: epath.Path) -> None:
+  """Takes a PRM away, the last made first: a kill leaves an earlier stage, never a torn one."""
+  plan = folder / "plan.json"
+  if plan.exists():  # what `auto` does with another PRM is to be measured anew
+    write_json(plan, {k: v for k, v in json.loads(read_bytes(plan)).items() if k != "prm"})
   for name in ("prm.json", *(f"results/{stage}.json" for stage in reversed(STAGES))):
     remove(folder / name)
   remove(folder / "checkpoints" / "prm")

@@ -33,9 +33,10 @@ from jaxzero.files import (
 )
 from jaxzero.models.transformer import param_shardings
 from jaxzero.parallel import preemption
-from jaxzero.parallel.hosts import barrier, by_primary, gather_objects, is_primary, jointly
+from jaxzero.parallel.hosts import barrier, by_primary, is_primary, jointly
 from jaxzero.parallel.mesh import batch_shards, make_mesh
 from jaxzero.parallel.rows import HostRows
+from jaxzero.recipes.agree import check_batches, differences, must_agree
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.goodput import Goodput
 from jaxzero.recipes.lock import Lock, lock
@@ -69,7 +70,7 @@ class Run:
     self.folder, self.experiment = as_path(folder), experiment
     barrier("the opening of the run")  # names who is missing; what comes later waits for all
     settings = {"run": str(self.folder), "profile": str(profile)}
-    _must_agree({**settings, "config": config_dict(experiment)})
+    must_agree({**settings, "config": config_dict(experiment)})
     # What can be refused is refused before anything is written.
     experiment.check()
     self.task = tasks.make(experiment.task)
@@ -77,7 +78,7 @@ class Run:
     experiment.model.check_mesh(self.mesh.shape)
     self.hosts = HostRows(self.mesh)
     self.profiler = Profiler(self.folder, profile)
-    _check_batches(experiment, batch_shards(self.mesh))
+    check_batches(experiment, batch_shards(self.mesh))
     self._lock: Lock | None = None
     self._given_tokenizer = tokenizer
     try:
@@ -279,7 +280,7 @@ class Run:
       return True
     different = [
       difference
-      for difference in _differences(saved, config_dict(self.experiment))
+      for difference in differences(saved, config_dict(self.experiment))
       if not difference.startswith(_LAYOUT)
     ]
     if different:
@@ -396,39 +397,3 @@ def write_json(path: epath.Path, value: Any) -> None:
   if is_primary():
     make_folder(path.parent)
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-  if isinstance(a, dict) and isinstance(b, dict):
-    found = []
-    for key in sorted(set(a) | set(b)):
-      found += _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
-    return found
-  return [] if a == b else [f"{prefix}: {a} there, {b} here"]
-
-
-def _must_agree(mine: dict[str, Any]) -> None:
-  """Raises UserError where the processes were not started with the same command."""
-  everyone = gather_objects(mine)
-  for process, other in enumerate(everyone):
-    different = _differences(everyone[0], other)
-    if different:
-      raise UserError(
-        f"process {process} was given another command than process 0 ({different[0]}); start the "
-        "same command on all of them."
-      )
-
-
-def _check_batches(experiment: Experiment, shards: int) -> None:
-  sizes = {
-    "supervised.batch_size": experiment.supervised.batch_size,
-    "improve.batch_size / micro_batches": (
-      experiment.improve.batch_size // experiment.improve.micro_batches
-    ),
-  }
-  for name, size in sizes.items():
-    if size % shards:
-      raise UserError(
-        f"{name}={size} does not divide over data x fsdp = {shards} devices; use a multiple of "
-        f"{shards} or a smaller mesh."
-      )

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxzero.errors import UserError
 from jaxzero.search.choose import Finished
+from jaxzero.search.foresee import foresee
 from jaxzero.search.plan import HEARD, UNHEARD, Approach, Plan
 from jaxzero.search.request import Request, SearchResult
 
@@ -42,25 +43,19 @@ class _Thoughts:
   def __init__(self, request: Request, plan: Plan):
     self.request, count = request, len(request.problems)
     self.flops = np.zeros(count)
-    self.bins = plan.bin_of(self._foresee()) if plan.edges else np.zeros(count, int)
+    self.bins = self._bins(plan) if plan.edges else np.zeros(count, int)
     self.spent = np.zeros(count, np.int32)  # positions
     self.settled = np.zeros(count, bool)
     self.finished: list[list[Finished]] = [[] for _ in range(count)]
     self.unfinished: list[tuple[int, ...]] = [()] * count
     self.choices = [request.choice] * count
 
-  def _foresee(self) -> np.ndarray:
-    """[n] float: P(right) at the end of each prompt."""
-    engine, problems = self.request.engine, self.request.asked
-    params = engine.gather(self.request.params)
-    rows = engine.rows(min(self.request.batch_size, len(problems)))
-    values = []
-    for begin in range(0, len(problems), rows):
-      some = problems[begin : begin + rows]
-      value, _ = engine.foresee(params, engine.encode(some, rows))
-      values.append(value[: len(some)])
-      self.flops[begin : begin + rows] += engine.flops(rows * engine.max_prompt) / len(some)
-    return np.concatenate(values)
+  def _bins(self, plan: Plan) -> np.ndarray:
+    """[n] int: each problem's bin, by what the model foresees of it."""
+    asked, engine = self.request, self.request.engine
+    success, positions = foresee(engine, asked.params, asked.problems, asked.batch_size)
+    self.flops += engine.flops(positions) / len(success)
+    return plan.bin_of(success)
 
   def unsettled(self, index: np.ndarray) -> np.ndarray:
     """[n] bool: which of the problems of these numbers are thought about further."""

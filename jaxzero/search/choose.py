@@ -64,7 +64,7 @@ class Finished:
   right: bool | None = None  # the verdict that the search heard; None: it hears none
 
 
-def step_ends(tokenizer: Tokenizer) -> tuple[int, int, int]:
+def end_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
   """The tokens at which a step ends, and so has a score."""
   return tokenizer.step_id, tokenizer.end_think_id, tokenizer.end_id
 
@@ -85,7 +85,7 @@ def finished(
   span = answer_span(tokenizer, tokens)
   if span is None:
     return None
-  ends = step_ends(tokenizer)
+  ends = end_tokens(tokenizer)
   scores = [] if values is None else [float(values[i]) for i, t in enumerate(tokens) if t in ends]
   if right is not None:
     scores = [*scores[:-1], float(right)]

@@ -14,9 +14,12 @@ from jaxzero.search.config import IN_LANES
 from jaxzero.search.mcts import tree_slots
 from jaxzero.search.request import ONE_TRY, TRIES, Request, SearchResult
 
+_FEWEST = 16
+"""Rows of the smallest batch. Each size is compiled once, so they are powers of two."""
+
 
 def run(request: Request) -> list[SearchResult]:
-  """Tries again what is neither solved nor out of budget, in batches of one shape."""
+  """Tries again what is neither solved nor out of budget, in batches that shrink with it."""
   if request.strategy == "majority":
     choice = dataclasses.replace(request.choice, vote="majority")
     request = dataclasses.replace(request, choice=choice)
@@ -46,6 +49,7 @@ class _Tries:
     lanes = self._lane_count(request.positions) if request.strategy in IN_LANES else 1
     self.size = max(1, request.batch_size // lanes)
     self.rows = self.engine.rows(min(self.size, count))
+    self.fewest = max(1, _FEWEST // lanes)
     self.left = request.caps.copy()
     self.flops = np.zeros(count)
     self.settled = np.zeros(count, bool)
@@ -60,7 +64,8 @@ class _Tries:
 
   def batch(self, index: np.ndarray, attempt: int) -> None:
     """One more try at the problems of these numbers."""
-    request, rows, count = self.request, self.rows, len(index)
+    request, count = self.request, len(index)
+    rows = min(self.rows, self.engine.rows(max(self.fewest, 1 << (count - 1).bit_length())))
     batch = self.engine.encode([self.problems[i] for i in index], rows)
     numbers, budget = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     numbers[:count], budget[:count] = request.key_numbers[index], self.left[index]

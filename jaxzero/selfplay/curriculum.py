@@ -8,30 +8,11 @@ and leaves the stream as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-
-from jaxzero.models.transformer import Params
-from jaxzero.search.engine import Engine
-from jaxzero.tasks.base import Problem
 
 CANDIDATES = 4
 """Problems looked at for each that is played."""
 LOWEST, HIGHEST = 0.2, 0.8
-
-
-def foresee(
-  engine: Engine, params: Params, problems: Sequence[Problem], batch_size: int
-) -> tuple[np.ndarray, int]:
-  """P(right) of a try at each problem [n] float32, and the positions that asking took."""
-  rows = engine.rows(batch_size)
-  success = []
-  for begin in range(0, len(problems), rows):
-    part = problems[begin : begin + rows]
-    value, _ = engine.foresee(params, engine.encode(part, rows))
-    success.append(value[: len(part)])
-  return np.concatenate(success), len(success) * rows * engine.max_prompt
 
 
 def choose(success: np.ndarray, count: int) -> list[int]:

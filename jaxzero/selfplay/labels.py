@@ -23,6 +23,7 @@ from jaxzero.errors import UserError
 from jaxzero.files import PathLike, as_path, make_folder, read_bytes, write_atomic
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
+from jaxzero.search.choose import end_tokens
 from jaxzero.search.engine import Engine
 from jaxzero.search.record import NO_END, path_to
 from jaxzero.selfplay.episode import Episode
@@ -72,10 +73,9 @@ class StepLabels:
 def step_ends(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
   """How many tokens are read where a step ends: 0 (the prompt's end), then behind each `<step>`,
   `</think>` and, last, `<end>`."""
-  delimiters = (tokenizer.step_id, tokenizer.end_think_id, tokenizer.end_id)
   ends = [0]
   for e, token in enumerate(tokens, start=1):
-    if token in delimiters:
+    if token in end_tokens(tokenizer):
       ends.append(e)
     if token == tokenizer.end_id:
       break
@@ -174,12 +174,13 @@ def first_errors(tried: Tried, completions: Sequence[Prefix]) -> list[int]:
 
 
 def _bisected(tried: Tried, completions: list[Prefix]) -> dict[Prefix, float]:
-  """1 before each completion's first error and 0 from it on, where no samples were asked for; a
-  prefix of several completions counts as 1 if one of them does well from there."""
+  """1 before each completion's first error and 0 from it on, where no samples were asked for and
+  none that passed ended right; a prefix of several completions counts as 1 if one of them does well
+  from there."""
   guesses: dict[Prefix, float] = {}
   for one, error in zip(completions, first_errors(tried, completions), strict=True):
     for index, prefix in enumerate(tried.prefixes(*one)):
-      if prefix not in tried.sampled:
+      if prefix not in tried.sampled and not tried.share(prefix) > 0:
         guesses[prefix] = max(guesses.get(prefix, 0.0), float(index < error))
   return guesses
 

@@ -15,6 +15,7 @@ from jaxzero.parallel.rows import HostRows
 from jaxzero.progress import bar
 from jaxzero.search.config import PATH_ORDERS, TreeConfig
 from jaxzero.search.engine import Engine
+from jaxzero.search.foresee import foresee
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.pool import Thinking, think
 from jaxzero.search.record import trim
@@ -153,7 +154,7 @@ def new_problems(
   problems = [engine.task.problem("train", seed, round * drawn + i) for i in range(drawn)]
   if not config.curriculum:
     return problems, 0
-  success, positions = curriculum.foresee(engine, params, problems, config.batch_size)
+  success, positions = foresee(engine, params, problems, config.batch_size)
   return [problems[i] for i in curriculum.choose(success, count)], positions
 
 

@@ -125,6 +125,11 @@ def rewritten(folder, out, name, change):
     ("paths", lambda rows: rows.pop(), "not of one export"),
     ("trees", lambda rows: [row.update(verdict=-1) for row in rows], "row 0 is not an end"),
     ("trees", lambda rows: rows.append(rows[0]), "not of one export"),
+    ("paths", lambda rows: rows[3].update(prompt=None), "nulls in column prompt"),
+    ("paths", lambda rows: rows[3].update(thinking=["1+1=2", None]), "nulls in column thinking"),
+    ("paths", lambda rows: rows[0].update(finished=True, answer=None), "row 0 is finished"),
+    ("trees", lambda rows: rows[3].update(verdict=None), "nulls in column verdict"),
+    ("moves", lambda rows: rows[3].update(candidates=None), "nulls in column candidates"),
   ],
 )
 def test_what_is_not_true_is_found(out, tmp_path, name, change, message):

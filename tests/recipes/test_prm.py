@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 import jaxzero
 from jaxzero.checkpoints import Checkpoints
@@ -16,7 +17,7 @@ from jaxzero.evals.prm import sample_solutions
 from jaxzero.learn.reward import LabelledSteps, StepScorer, cross_entropy
 from jaxzero.learn.train import OptimizerConfig
 from jaxzero.parallel import preemption
-from jaxzero.recipes.prm import LABELS, VALIDATION_LABELS, PrmConfig, train_prm
+from jaxzero.recipes.prm import LABELS, VALIDATION_LABELS, PrmConfig, discard, train_prm
 from jaxzero.recipes.stages import newest_state
 from jaxzero.selfplay.labels import StepLabels, step_ends
 from jaxzero.tasks import expression
@@ -144,6 +145,15 @@ def test_done_is_done_and_other_settings_are_refused(made):
   assert (folder / "prm.json").read_bytes() == before
   with pytest.raises(UserError, match=r"other settings \(steps: 60 there, 61 here\).*--fresh"):
     train_prm(folder, dataclasses.replace(CONFIG, steps=61))
+
+
+def test_what_is_thrown_away_takes_its_plan_along(tmp_path):
+  plans = {"prm": {"edges": [1]}, "verifier": {"edges": []}}
+  (tmp_path / "plan.json").write_text(json.dumps(plans))
+  (tmp_path / "prm.json").write_text("{}")
+  discard(epath.Path(tmp_path))
+  assert json.loads((tmp_path / "plan.json").read_text()) == {"verifier": {"edges": []}}
+  assert not (tmp_path / "prm.json").exists()
 
 
 def solved(numbers, target, steps):

@@ -10,7 +10,7 @@ from programs import Program
 
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.search import think as think_lib
-from jaxzero.search.choose import step_ends
+from jaxzero.search.choose import end_tokens
 from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import make_weights
 from jaxzero.search.one_tree import completions
@@ -190,7 +190,7 @@ def test_without_a_verdict_all_that_ended_is_there_to_choose_from(pool, engine1)
     found = completions(engine1, out, i, inside=False)
     assert [one.tokens for one in found] == [tuple(tree.token[path]) for path in paths]
     for one, path in zip(found, paths, strict=True):
-      steps = np.isin(tree.token[path], step_ends(tokenizer))
+      steps = np.isin(tree.token[path], end_tokens(tokenizer))
       assert one.scores == tuple(tree.raw_value[path[steps]].tolist())
       assert one.spent == path[-1] and one.right is None
     seen += len(found)

@@ -9,7 +9,7 @@ import pytest
 from votes import plain
 
 from jaxzero.models.transformer import bind, init_params
-from jaxzero.search.choose import AGGREGATES, VOTES, Choice, step_ends
+from jaxzero.search.choose import AGGREGATES, VOTES, Choice, end_tokens
 from jaxzero.search.strategies import search
 from jaxzero.tasks.transcript import encode_prompt
 
@@ -73,7 +73,7 @@ def test_scores_are_the_reward_models_of_the_text_read_at_once(scored, think, st
       text = np.zeros((1, width), np.int32)
       text[0, : len(prompt) + len(one.tokens)] = [*prompt, *one.tokens]
       read = np.asarray(values(params["prm"], text))[len(prompt) :]
-      ends = np.isin(one.tokens, step_ends(tokenizer))
+      ends = np.isin(one.tokens, end_tokens(tokenizer))
       np.testing.assert_allclose(one.scores, read[: len(ends)][ends], atol=1e-5)
       seen += 1
   assert seen >= 4

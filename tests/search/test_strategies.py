@@ -1,11 +1,18 @@
 """Strategies on a budget: a cap for all of them, spent to the end by those that may verify."""
 
+import collections
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxzero.errors import UserError
+from jaxzero.models.transformer import PolicyValueTransformer
+from jaxzero.search import tries
 from jaxzero.search.choose import Choice
+from jaxzero.search.engine import Engine
+from jaxzero.search.request import TRIES
 from jaxzero.search.strategies import STRATEGIES, search
 from jaxzero.tasks.transcript import grade
 
@@ -26,15 +33,56 @@ def key(results):
   return [(result.tokens, result.right, result.forward_tokens) for result in results]
 
 
+@pytest.fixture(scope="module")
+def meter(engine1, quick_compiles):
+  """An engine, and what goes through its model: the positions that write to a row's own slots (what
+  waits writes to the spare one; prompts are not counted), and each problem's decoded tokens."""
+  written, decoded, extend = [], collections.Counter(), PolicyValueTransformer.extend
+
+  def counting(self, layers, cache, tokens, positions, slot, mask, view=None):
+    if jnp.ndim(slot):
+      moved = jnp.sum(slot != cache[0][0].shape[2] - 1)
+      jax.debug.callback(lambda count: written.append(int(count)), moved)
+    return extend(self, layers, cache, tokens, positions, slot, mask, view)
+
+  class Metered(Engine):
+    def decode(self, params, batch, *options):
+      out = super().decode(params, batch, *options)
+      for prompt, length in zip(batch["prompts"], out["length"], strict=True):
+        decoded[tuple(prompt.tolist())] += int(length)
+      return out
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(PolicyValueTransformer, "extend", counting)
+    shape = engine1.max_prompt, engine1.max_tokens
+    yield (
+      Metered(engine1.model, engine1.tokenizer, engine1.task, engine1.mesh, *shape),
+      (
+        written,
+        decoded,
+      ),
+    )
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, engine8, strategy):
+def test_no_strategy_exceeds_its_budget_and_every_verdict_is_true(think, meter, params, strategy):
+  engine, (written, decoded) = meter
   for budget in (1, 13, 45):
-    results = think(strategy, budget)
+    written.clear(), decoded.clear()
+    results = think(strategy, budget, engine, params)
+    jax.effects_barrier()
     asked = sum(result.forward_tokens for result in results)
-    assert sum(result.flops for result in results) > engine8.flops(asked)
+    assert sum(result.flops for result in results) > engine.flops(asked)
+    if strategy in TRIES:  # decoded to their ends, and cut by the budget
+      assert sum(written) == sum(decoded.values())
+      prompts = engine.encode([result.problem for result in results], len(results))["prompts"]
+      booked = [min(budget, decoded[tuple(prompt)]) for prompt in prompts.tolist()]
+      assert [result.forward_tokens for result in results] == booked
+    else:
+      assert sum(written) == asked
     for result in results:
       assert 1 <= result.forward_tokens <= budget
-      verdict = grade(engine8.task, engine8.tokenizer, result.problem, result.tokens)
+      verdict = grade(engine.task, engine.tokenizer, result.problem, result.tokens)
       assert result.right == verdict.right
       assert budget > 1 or not result.right
 
@@ -65,6 +113,23 @@ def test_results_depend_on_the_seed_where_they_are_drawn(think, strategy):
 @pytest.mark.parametrize("strategy", ["greedy", "best_first"])
 def test_what_looks_best_does_not_depend_on_the_seed(think, strategy):
   assert key(think(strategy, 40, seed=1)) == key(think(strategy, 40, seed=2))
+
+
+def test_a_batch_shrinks_with_what_is_left_to_solve(engine1, params, task, monkeypatch):
+  """The answers are those of one size of batch, for fewer FLOPs."""
+  problems = [*task.problems("train", 0, 4), *task.problems("test", 0, 36)]
+  shrunk = search(engine1, params, problems, "best_of_n", 90)
+  rows = []
+  encode = type(engine1).encode
+  monkeypatch.setattr(
+    type(engine1), "encode", lambda self, some, n: (rows.append(n), encode(self, some, n))[1]
+  )
+  assert key(search(engine1, params, problems, "best_of_n", 90)) == key(shrunk)
+  assert rows[0] == 40 and sorted(rows)[::-1] == rows and set(rows[1:]) <= {16, 32, 40}
+  monkeypatch.setattr(tries, "_FEWEST", 64)
+  whole = search(engine1, params, problems, "best_of_n", 90)
+  assert key(whole) == key(shrunk)
+  assert sum(r.flops for r in shrunk) < sum(r.flops for r in whole)
 
 
 def test_mcts_takes_the_orders_along_paths_as_well(think, play_config):

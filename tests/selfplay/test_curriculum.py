@@ -8,6 +8,7 @@ import pytest
 
 from jaxzero.models.transformer import init_params
 from jaxzero.search.engine import Engine
+from jaxzero.search.foresee import foresee
 from jaxzero.selfplay import curriculum
 from jaxzero.selfplay.run import SelfPlayConfig, new_problems
 
@@ -49,7 +50,7 @@ def params(tiny_model, tokenizer):
 def test_a_round_plays_what_the_value_head_foresees_as_open(engine, params):
   chosen, positions = new_problems(engine, params, CONFIG, seed=3, round=2)
   drawn = [engine.task.problem("train", 3, 2 * 24 + i) for i in range(24)]
-  success = [float(curriculum.foresee(engine, params, [p], 8)[0][0]) for p in drawn]
+  success = [float(foresee(engine, params, [p], 8)[0][0]) for p in drawn]
   assert [p.id for p in chosen] == [drawn[i].id for i in plain_choice(success, 6)]
   assert chosen != drawn[:6], "it makes a difference"
   assert positions == 24 * 16, "three prefills of eight rows"

@@ -10,7 +10,7 @@ import pytest
 from jaxzero.errors import UserError
 from jaxzero.models.transformer import bind, init_params
 from jaxzero.search.engine import Engine
-from jaxzero.selfplay.labels import StepLabels, Tried, first_errors, label, step_ends
+from jaxzero.selfplay.labels import StepLabels, Tried, _bisected, first_errors, label, step_ends
 from jaxzero.tasks.base import Problem, Verdict
 from jaxzero.tasks.transcript import encode_prompt
 
@@ -178,6 +178,15 @@ def test_bisection_finds_the_first_error_that_looking_everywhere_finds():
   found = first_errors(tried, [(number, tuple(range(steps))) for number in shares])
   assert found == list(looked.values()) and {0, steps} < set(found)
   assert len(tried.asked) <= 4 * 60 < steps * 60, "4 = log2 of 10 places, rounded up"
+
+
+def test_bisection_calls_nothing_hopeless_through_which_a_sample_ended_right():
+  """A right sample in the half that bisection never looked at outweighs its guess."""
+  tried = Table({0: [1.0, 0.0, 0.0, 0.25, float("nan")]}, {0: False})
+  tried.sampled = tried.asked
+  guesses = _bisected(tried, [(0, tuple(range(5)))])
+  assert (0, 3) not in tried.asked and (0, 3) not in guesses, "its label is its share"
+  assert guesses == {(0, 4): 0.0}
 
 
 def test_labels_survive_the_disk_and_hold_what_was_measured(engine, params, tokenizer, tmp_path):
