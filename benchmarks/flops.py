@@ -1,4 +1,4 @@
-"""Are the ledger's FLOPs those of the programs? Analytic counts over XLA's, for all that is charged.
+"""Are the ledger's FLOPs those of the programs? Analytic counts over XLA's.
 
 XLA counts a loop's body once, so each program is compared with one turn of its loops beside what
 goes before them; layers are not scanned. `python benchmarks/flops.py` prints the table.
