@@ -4,8 +4,9 @@ All go on from the same supervised parameters (`--base`: finished runs, one a se
 pre-training is copied and the rest is left alone) and spend the same FLOPs of self-play and
 learning; the round that reaches them is the last. Each rule gets eight settings, judged by greedy
 accuracy on the first seed's validation problems. The best of each is trained on every seed and
-tested once: greedy, and by search on eight times the longest completion, for a rule may buy greedy
-accuracy with lost diversity.
+tested once: greedy, and on eight times the longest completion, for a rule may buy greedy accuracy
+with lost diversity. There a tree search hears the verifier; where a key decides, majority votes,
+for only search distillation trains the value head that would have to choose.
 
   python benchmarks/rules.py --folder runs/rules --base runs/seed0 runs/seed1 runs/seed2
 
@@ -31,7 +32,7 @@ import numpy as np
 from jaxzero.bench.timing import result as host_and_versions
 from jaxzero.errors import UserError
 from jaxzero.evals.evaluate import evaluate
-from jaxzero.evals.stats import paired_bootstrap, wilson
+from jaxzero.evals.stats import mean_interval, paired_bootstrap
 from jaxzero.files import write_atomic
 from jaxzero.models.transformer import Params
 from jaxzero.progress import bar
@@ -82,13 +83,18 @@ def changed(config: Any, changes: dict[str, Any]) -> Any:
   return config
 
 
-def prepare(base: pathlib.Path, folder: pathlib.Path, experiment: Experiment) -> None:
-  """A run of `experiment` that has the base's tokenizer and pre-training behind it."""
+def branch(base: pathlib.Path, folder: pathlib.Path, experiment: Experiment) -> None:
+  """A run of `experiment` that begins where the base's pre-training ended."""
   if (folder / "config.json").exists():
     return
   shutil.rmtree(folder, ignore_errors=True)  # a copy that was stopped half-way
-  shutil.copytree(base / "tokenizer", folder / "tokenizer")
-  shutil.copytree(base / "checkpoints" / "pretrain", folder / "checkpoints" / "pretrain")
+  for name in ("tokenizer", "checkpoints/pretrain"):
+    shutil.copytree(base / name, folder / name)
+  (folder / "results").mkdir()
+  for name in ("results/supervised.json", "metrics.jsonl"):
+    shutil.copy(base / name, folder / name)
+  books = json.loads((base / "results/supervised.json").read_text())["books"]
+  write_atomic(folder / "ledger.json", json.dumps(books["ledger"]))
   write_atomic(folder / "config.json", json.dumps(config_dict(experiment)))
 
 
@@ -97,7 +103,7 @@ def affordable_rounds(base: pathlib.Path, folder: pathlib.Path, experiment: Expe
   """Rounds that the learning rate decays over, from what the first one costs. Searches become
   cheaper as they succeed, so there will be somewhat more."""
   probe = folder / "probe"
-  prepare(base, probe, experiment)
+  branch(base, probe, experiment)
   with Run(probe, experiment) as run:
     start = load_params(run, "pretrain", best=True)
     seed = experiment.seed * 10 + BASE_SEED["self_play"]
@@ -120,7 +126,7 @@ def trained(base: pathlib.Path, folder: pathlib.Path, rule: str, changes: dict[s
     horizon = {"rounds": affordable_rounds(base, folder, experiment, flops)}
     write(folder / "rounds.json", asked, horizon)
   experiment = changed(experiment, {"improve.rounds": horizon["rounds"]})
-  prepare(base, folder / "run", experiment)
+  branch(base, folder / "run", experiment)
   with Run(folder / "run", experiment) as run:
     improve(run, load_params(run, "pretrain", best=True), flops)
     last = run.metrics[-1]
@@ -154,17 +160,19 @@ def tested_base(base: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
   if done:
     return done
   experiment = load_experiment(base)
-  prepare(base, folder / "run", experiment)
+  branch(base, folder / "run", experiment)
   with Run(folder / "run", experiment) as run:
     params = load_params(run, "pretrain", best=True)
     return write(folder / "tested.json", asked, outcomes(run, params))
 
 
 def outcomes(run: Run, params: Params) -> dict[str, list[bool]]:
+  """Who is solved, by strategy: `greedy`, and a deep one that asks no value head."""
   problems = run.task.problems("test", 0, TEST_PROBLEMS)
   longest = run.engine.max_tokens
+  deep = "mcts" if run.task.self_checkable else "majority"
   right = {}
-  for strategy, budget in (("greedy", longest), ("mcts", DEEP * longest)):
+  for strategy, budget in (("greedy", longest), (deep, DEEP * longest)):
     _, results = evaluate(
       run.engine, params, problems, strategy, budget, seed=run.experiment.seed,
       play=run.experiment.test_play, batch_size=run.experiment.evaluation.batch_size,
@@ -236,19 +244,22 @@ def print_settings(table: dict[str, list[dict[str, Any]]], tuned: dict[str, list
 
 def print_tests(tests: dict[str, list[dict[str, Any]]], flops: float) -> None:
   """Means over the seeds, and what separates the rules, paired by problem."""
-  seeds = len(tests["supervised"])
-  print(f"\n| rule | greedy by seed | greedy | mcts, {DEEP} x longest | FLOPs spent |")
+  seeds, kinds = len(tests["supervised"]), list(tests["supervised"][0])
+  shares = {
+    rule: {kind: np.mean([one[kind] for one in cells], axis=0) for kind in kinds}
+    for rule, cells in tests.items()
+  }
+  print(f"\n| rule | greedy by seed | greedy | {kinds[1]}, {DEEP} x longest | FLOPs spent |")
   print("|---|---|---|---|---|")
   for rule, cells in tests.items():
     by_seed = ", ".join(f"{np.mean(one['greedy']):.1%}" for one in cells)
-    shown = [interval(np.concatenate([one[kind] for one in cells])) for kind in ("greedy", "mcts")]
+    shown = [interval(shares[rule][kind]) for kind in kinds]
     paid = [(one["played"] + one["learned"]) / flops for one in cells if "played" in one]
     spent = f"{min(paid):.2f} to {max(paid):.2f} of {flops:.1e}" if paid else "0"
     print(f"| {rule} | {by_seed} | {' | '.join(shown)} | {spent} |")
   print()
-  for kind, (a, b) in itertools.product(("greedy", "mcts"), itertools.combinations(tests, 2)):
-    mean = [np.mean([one[kind] for one in tests[rule]], axis=0) for rule in (b, a)]
-    test = paired_bootstrap(*mean, seed=0)
+  for kind, (a, b) in itertools.product(kinds, itertools.combinations(tests, 2)):
+    test = paired_bootstrap(shares[b][kind], shares[a][kind], seed=0)
     low, high = test["ci95"]
     print(f"- {kind}: {b} minus {a} {test['difference']:+.1%} ({low:+.1%} to {high:+.1%})")
   host = host_and_versions([])
@@ -260,12 +271,13 @@ def print_tests(tests: dict[str, list[dict[str, Any]]], flops: float) -> None:
   )
 
 
-def interval(right: np.ndarray) -> str:
-  low, high = wilson(int(right.sum()), len(right))
-  return f"{right.mean():.1%} ({low:.1%} to {high:.1%})"
+def interval(share: np.ndarray) -> str:
+  """share: [n], of the seeds that solved each problem."""
+  low, high = mean_interval(share)
+  return f"{share.mean():.1%} ({low:.1%} to {high:.1%})"
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -274,7 +286,11 @@ def main() -> None:
   parser.add_argument("--flops", type=float, default=5e11, help="of self-play and learning")
   parser.add_argument("--settings", type=int, default=8, help="tried for each rule, at most 8")
   parser.add_argument("--seeds", type=int, default=3, help="how many of the bases to test on")
-  arguments = parser.parse_args()
+  return parser.parse_args(arguments)
+
+
+def main() -> None:
+  arguments = parse()
   study(arguments.folder, arguments.base[: arguments.seeds], arguments.flops, arguments.settings)
 
 

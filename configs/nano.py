@@ -3,16 +3,12 @@
 `jaxzero distill RUN --student configs/nano.py`, or alone `jaxzero train configs/nano.py`.
 """
 
-import dataclasses
-
+from jaxzero.learn.supervised import SupervisedConfig
 from jaxzero.learn.train import OptimizerConfig
 from jaxzero.models.config import ModelConfig
-from jaxzero.recipes.experiment import Experiment
+from jaxzero.recipes.experiment import Experiment, ImproveConfig
 
-_base = Experiment()
-
-config = dataclasses.replace(
-  _base,
+config = Experiment(
   model=ModelConfig(
     num_layers=3,
     embed_dim=32,
@@ -22,5 +18,11 @@ config = dataclasses.replace(
     ffn_dim=72,
     tie_embeddings=True,
   ),
-  supervised=dataclasses.replace(_base.supervised, optimizer=OptimizerConfig(learning_rate=6e-3)),
+  supervised=SupervisedConfig(
+    steps=4000,
+    patience=12,
+    evaluate_every=200,
+    optimizer=OptimizerConfig(learning_rate=6e-3),
+  ),
+  improve=ImproveConfig(optimizer=OptimizerConfig(learning_rate=3e-3, average_steps=60)),
 )

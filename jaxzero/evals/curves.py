@@ -24,8 +24,20 @@ def pack(right: Sequence[bool], tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def rights(row: Mapping[str, Any]) -> np.ndarray:
-  """[n] bool of a packed row: who was solved."""
-  return np.frombuffer(row["right"].encode(), np.uint8) == ord("1")
+  """[n] bool of a packed row: who was solved; of a pooled one [n] float, the seeds' share."""
+  right = row["right"]
+  if not isinstance(right, str):
+    return np.asarray(right)
+  return np.frombuffer(right.encode(), np.uint8) == ord("1")
+
+
+def pool(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The rows of several seeds as one: each problem's mean over them. The seeds' problems are the
+  same, so what a bootstrap resamples is still the problem."""
+  return {
+    "right": np.mean([rights(row) for row in rows], axis=0).tolist(),
+    "tokens": np.mean([row["tokens"] for row in rows], axis=0).tolist(),
+  }
 
 
 def trend(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from typing import Any
 from jaxzero.search.choose import Choice
 from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
+from jaxzero.search.request import DEAF, ONE_TRY
 from jaxzero.search.strategies import STRATEGIES
 
 RIGHTS = ("verifier", "value", "prm")
 """verifier: heard inside the search. value, prm: the value head, or the process reward model in its
 place, scores what was finished. A way without any (`none`) chooses by nothing or by votes."""
-WITHOUT_RIGHTS = ("greedy", "sample", "majority")
-ONE_TRY = ("greedy", "sample")
 
 _TEMPERATURES = (0.6, 0.8, 1.0, 1.25)
 _PATHS = ("temperature", "depth_bonus")
@@ -43,7 +42,7 @@ def ways(strategies: tuple[str, ...], rights: tuple[str, ...]) -> list[Way]:
   found = []
   for strategy in STRATEGIES:
     if strategy in strategies:
-      of_it = ("none",) if strategy in WITHOUT_RIGHTS else rights
+      of_it = ("none",) if strategy in DEAF else rights
       found += [Way(strategy, one) for one in of_it]
   return found
 

@@ -57,6 +57,15 @@ def paired_bootstrap(
   return {"difference": float(scores.mean()), "ci95": _ci95(means), "p": _two_sided_p(means)}
 
 
+def mean_interval(shares: np.ndarray, seed: int = 0, resamples: int = 10_000) -> list[float]:
+  """[low, high], 95 % of the means of resampled problems.
+
+  shares: [n], of the seeds that solved each problem; they share their problems, so they are no
+  further sample of them, as a Wilson interval over seeds x problems would have it.
+  """
+  return _ci95(_bootstrap_means(np.asarray(shares, float)[:, None], seed, resamples)[:, 0])
+
+
 def log_budget_trend(
   budgets: Sequence[float], solved: np.ndarray, seed: int, resamples: int = 10_000
 ) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.evals.curves import BINS, by_bin, compare, rank_bins, rights, token_ratio, trend
-from jaxzero.evals.settings import ONE_TRY, Way
+from jaxzero.evals.settings import Way, grid
 from jaxzero.evals.stats import paired_bootstrap
 from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.parallel.hosts import is_primary
@@ -26,6 +26,7 @@ from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, load_experiment, write_json
 from jaxzero.recipes.study import ScaleConfig, Study, figures
 from jaxzero.recipes.thinkers import Rival, train_flops
+from jaxzero.search.request import ONE_TRY
 from jaxzero.view.pictures import write_pictures
 from jaxzero.view.report import write_report
 
@@ -158,13 +159,18 @@ def _against_larger(
     return None
   greedy = study.measure(rival.thinker, Way("greedy"))
   small = study.measure(study.final, Way("greedy"))
+  experiment, ledger = study.run.experiment, study.run.ledger
   return {
     "parameters": rival.parameters,
     "train_flops": rival.train_flops,
+    "worked_examples": rival.task.worked_examples,
+    "run_seed": rival.seed,
     "test": figures(greedy),
     "small": {
       "parameters": study.final.identity["parameters"],
-      "train_flops": train_flops(study.run.ledger, "self_play"),
+      "train_flops": train_flops(ledger, "self_play"),
+      "worked_examples": experiment.task.worked_examples,
+      "run_seed": experiment.seed,
       "test": figures(small),
     },
     "points": [
@@ -175,6 +181,7 @@ def _against_larger(
         "accuracy": row["accuracy"],
         "forward_tokens_per_problem": row["forward_tokens_per_problem"],
         "flops_per_problem": row["flops_per_problem"],
+        "train_flops": train_flops(ledger, "self_play", prm=way.rights == "prm"),
         **paired_bootstrap(rights(row), rights(greedy), study.config.seed),
       }
       for way, of_way in rows.items()
@@ -200,13 +207,19 @@ def _train_time(study: Study, ends: Sequence[Mapping[str, Any]]) -> dict[str, An
   """Accuracy by cumulative training FLOPs, pre-training and self-play told apart.
 
   ends: greedy on the test problems after pre-training and after self-play.
+
+  `flops` has the process reward model's, too; the lines and the ends are the policy's alone.
   """
   run = study.run
   stages = {"pretrain": "pretrain", "round": "self_play"}
   before = train_flops(run.ledger, "pretrain")
   after = train_flops(run.ledger, "self_play")
   return {
-    "flops": {"pretrain": before, "self_play": after - before},
+    "flops": {
+      "pretrain": before,
+      "self_play": after - before,
+      "prm": train_flops(run.ledger, "self_play", prm=True) - after,
+    },
     "validation": [
       {
         "stage": stages[row["kind"]],
@@ -228,6 +241,7 @@ def _auto(study: Study, rows: Mapping[Way, list[dict[str, Any]]]) -> dict[str, A
   return {
     way.rights: {
       "against": other.strategy,
+      "against_tried": len(grid(other)),
       **study.plans[way],
       "points": [
         {"budget": row["budget"], **token_ratio(row, rows[other], study.config.seed)}

@@ -14,13 +14,14 @@ from jaxzero.errors import UserError
 from jaxzero.evals.curves import pack, rights
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.evals.plan import Candidate, chains, make_plan
-from jaxzero.evals.settings import ONE_TRY, RIGHTS, Way, grid, search_arguments, ways
+from jaxzero.evals.settings import RIGHTS, Way, grid, search_arguments, ways
 from jaxzero.progress import Bar
 from jaxzero.recipes.cells import Cells
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import charge_evaluation
 from jaxzero.recipes.thinkers import Thinker, foresee, of_stage, scored
 from jaxzero.search.plan import Plan
+from jaxzero.search.request import ONE_TRY
 from jaxzero.search.strategies import STRATEGIES
 from jaxzero.tasks.base import Problem
 
@@ -180,9 +181,9 @@ class Study:
     ]
 
   def plan(self, way: Way) -> dict[str, Any]:
-    """`auto`'s plan under these rights: {"plan", "wanted", "solved", "tokens"}; the last three of
-    the validation problems it was made from: solved by best-of-N on the largest budget, and what
-    the plan solves of them for how many forward tokens each."""
+    """`auto`'s plan under these rights: {"plan", "tried", "wanted", "solved", "tokens"}: how many
+    chains of approaches a bin could get, and of the validation problems it was made from how many
+    best-of-N solves on the largest budget, and the plan, for how many forward tokens each."""
     if way not in self.plans:
       thinker, largest = self.thinkers[way.rights], max(self.budgets)
       settings = {n: self.tune(Way(n, way.rights))[0] for n in _PLANNED}
@@ -205,6 +206,7 @@ class Study:
       )
       self.plans[way] = {
         "plan": plan.to_dict(),
+        "tried": len(of_bin),
         "wanted": target,
         "solved": found.solved,
         "tokens": found.tokens / len(self.problems["validation"]),

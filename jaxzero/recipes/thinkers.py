@@ -31,6 +31,7 @@ _TRAINED_BY = {
   "pretrain": ("pretrain",),
   "self_play": ("pretrain", "selfplay", "learn"),
   "control": ("pretrain", "control"),
+  "distill": ("teacher", "distill"),
 }
 """Ledger entries whose FLOPs made a stage's model."""
 
@@ -55,7 +56,7 @@ class Thinker:
     return dataclasses.replace(self, engine=engine)
 
 
-class Finished(Protocol):
+class Loaded(Protocol):
   """What `jaxzero.load` gives."""
 
   @property
@@ -76,17 +77,19 @@ class Rival:
 
   thinker: Thinker
   task: TaskConfig
+  seed: int
   parameters: int
   train_flops: float
 
   @classmethod
-  def of(cls, loaded: Finished, folder: PathLike) -> Rival:
+  def of(cls, loaded: Loaded, folder: PathLike) -> Rival:
     """The run that `jaxzero.load(folder)` has loaded."""
     experiment = loaded.experiment
     thinker = _thinker(experiment, loaded.engine, loaded.params, loaded.stage, loaded.step)
     ledger = json.loads(read_bytes(as_path(folder) / "ledger.json"))
     parameters = thinker.identity["parameters"]
-    return cls(thinker, experiment.task, parameters, train_flops(ledger, loaded.stage))
+    flops = train_flops(ledger, loaded.stage)
+    return cls(thinker, experiment.task, experiment.seed, parameters, flops)
 
 
 def of_stage(run: Run, stage: str) -> Thinker:
@@ -110,11 +113,15 @@ def _thinker(
     {
       "stage": stage,
       "parameters": experiment.model.parameters(engine.tokenizer.vocab_size),
-      "config": hashlib.sha256(
-        json.dumps(config_dict(experiment), sort_keys=True).encode()
-      ).hexdigest()[:12],
+      "config": fingerprint(experiment),
     },
   )
+
+
+def fingerprint(experiment: Experiment) -> str:
+  """Twelve hex digits that tell configs apart."""
+  text = json.dumps(config_dict(experiment), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def reward_model(
@@ -168,7 +175,9 @@ def foresee(thinker: Thinker, problems: Sequence[Problem]) -> np.ndarray:
   return np.concatenate(values)
 
 
-def train_flops(ledger: Mapping[str, Mapping[str, float]], stage: str) -> float:
-  """FLOPs that made a stage's model, whatever went before it included."""
-  entries = _TRAINED_BY.get(stage, ("pretrain", stage))
+def train_flops(ledger: Mapping[str, Mapping[str, float]], stage: str, prm: bool = False) -> float:
+  """FLOPs that made a stage's model, whatever went before it included: of a student what its
+  teacher was asked, not the teacher's own training. prm: and its process reward model, labels and
+  grades included."""
+  entries = (*_TRAINED_BY[stage], "prm") if prm else _TRAINED_BY[stage]
   return sum(ledger.get(name, {}).get("flops", 0.0) for name in entries)

@@ -21,19 +21,16 @@ Runners = Mapping[str, Callable[[Request], list[SearchResult]]]
 
 
 def run(request: Request, runners: Runners) -> list[SearchResult]:
-  """Tries each bin's approaches in turn on what is neither settled nor out of budget."""
+  """Tries each bin's approaches, stage by stage."""
   plan = request.plan or (HEARD if request.inside else UNHEARD)
   for name in {one.strategy for bins in plan.bins for one in bins}:
     if name not in runners or name == request.strategy:
       known = ", ".join(other for other in runners if other != request.strategy)
       raise UserError(f"the plan names strategy {name!r}; `auto` can use {known}.")
   thoughts = _Thoughts(request, plan)
-  for number, approaches in enumerate(plan.bins):
-    index = np.flatnonzero(thoughts.bins == number)
-    for stage, approach in enumerate(approaches):
-      index = index[thoughts.unsettled(index)]
-      if len(index):
-        thoughts.think(index, approach, stage, runners)
+  for stage in range(max(map(len, plan.bins))):
+    for approach, shares in thoughts.groups(stage):
+      thoughts.think(approach, shares, stage, runners)
   return thoughts.results()
 
 
@@ -41,7 +38,7 @@ class _Thoughts:
   """What has become of each problem so far."""
 
   def __init__(self, request: Request, plan: Plan):
-    self.request, count = request, len(request.problems)
+    self.request, self.plan, count = request, plan, len(request.problems)
     self.flops = np.zeros(count)
     self.bins = self._bins(plan) if plan.edges else np.zeros(count, int)
     self.spent = np.zeros(count, np.int32)  # positions
@@ -57,14 +54,31 @@ class _Thoughts:
     self.flops += engine.flops(positions) / len(success)
     return plan.bin_of(success)
 
-  def unsettled(self, index: np.ndarray) -> np.ndarray:
-    """[n] bool: which of the problems of these numbers are thought about further."""
-    return ~self.settled[index] & (self.spent[index] < self.request.caps[index])
+  def groups(self, stage: int) -> list[tuple[Approach, dict[int, float]]]:
+    """What comes next for each problem that is neither settled nor out of budget: an approach, and
+    its share of the budget by number of problem. Bins that differ by the share alone are one group,
+    so that batches are full and programs few."""
+    found: list[tuple[Approach, dict[int, float]]] = []
+    for number, approaches in enumerate(self.plan.bins):
+      if stage >= len(approaches):
+        continue
+      share = approaches[stage].share
+      approach = dataclasses.replace(approaches[stage], share=1.0)
+      members = (self.bins == number) & ~self.settled & (self.spent < self.request.caps)
+      shares = next((shares for other, shares in found if other == approach), None)
+      if shares is None:
+        shares = {}
+        found.append((approach, shares))
+      shares.update(dict.fromkeys(np.flatnonzero(members).tolist(), share))
+    return [(approach, dict(sorted(shares.items()))) for approach, shares in found if shares]
 
-  def think(self, index: np.ndarray, approach: Approach, stage: int, runners: Runners) -> None:
-    """Spends an approach's share on the problems of these numbers."""
+  def think(
+    self, approach: Approach, shares: Mapping[int, float], stage: int, runners: Runners
+  ) -> None:
+    """Spends an approach's shares on the problems of these numbers."""
     asked, each = self.request, self.request.engine.tokens_per_position
-    part = self._part(index, approach, stage)
+    index = np.array(list(shares))
+    part = self._part(index, approach, np.array(list(shares.values())), stage)
     for i, result in zip(index, runners[approach.strategy](part), strict=True):
       before = int(self.spent[i]) * each
       self.finished[i] += [
@@ -78,10 +92,10 @@ class _Thoughts:
       sure = accept is not None and any(choice.total(x) >= accept for x in result.finished)
       self.settled[i] = sure or any(one.right for one in result.finished)
 
-  def _part(self, index: np.ndarray, approach: Approach, stage: int) -> Request:
+  def _part(self, index: np.ndarray, approach: Approach, shares: np.ndarray, stage: int) -> Request:
     """What the approach's strategy is asked: these problems, on what they have left."""
     asked = self.request
-    share = np.maximum(1, asked.caps[index] * approach.share).astype(np.int32)
+    share = np.maximum(1, asked.caps[index] * shares).astype(np.int32)
     tree = dataclasses.replace(asked.settings.tree, **approach.tree)
     part = dataclasses.replace(
       asked,

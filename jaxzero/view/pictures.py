@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxzero.files import PathLike, as_path, make_folder, write_atomic
-from jaxzero.view.plots import TONES, Series, si, x_axis
-from jaxzero.view.scaling import (
+from jaxzero.view.lines import (
   RIGHTS_NAMES,
   STRATEGY_NAMES,
   bin_curves,
@@ -17,6 +16,7 @@ from jaxzero.view.scaling import (
   larger_curves,
   train_curves,
 )
+from jaxzero.view.plots import TONES, Series, si, x_axis
 
 _MARKERS = "os^D"
 

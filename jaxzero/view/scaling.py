@@ -5,43 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxzero.view.lines import (
+  RIGHTS_NAMES,
+  STRATEGY_NAMES,
+  bin_curves,
+  curves,
+  larger_curves,
+  suffix,
+  train_curves,
+)
 from jaxzero.view.page import interval, percent, points, section, table
-from jaxzero.view.plots import Series, escape, figure, si, tone
-
-STRATEGY_NAMES = {
-  "greedy": "greedy",
-  "sample": "one sample",
-  "majority": "majority vote",
-  "best_of_n": "best of N",
-  "shared_samples": "shared samples",
-  "without_replacement": "without replacement",
-  "best_first": "best-first",
-  "beam": "beam",
-  "dvts": "DVTS",
-  "lookahead": "lookahead",
-  "mcts": "tree search",
-  "auto": "auto",
-}
-RIGHTS_NAMES = {
-  "verifier": "the verifier is heard inside",
-  "value": "the value head chooses",
-  "prm": "the process reward model chooses",
-}
-_TONES = {
-  "greedy": 0,
-  "mcts": 3,
-  "best_of_n": 1,
-  "auto": 6,
-  "beam": 2,
-  "lookahead": 4,
-  "dvts": 5,
-  "majority": 7,
-  "shared_samples": 8,
-  "without_replacement": 9,
-  "best_first": 11,
-  "sample": 12,
-}
-_BINS = ("easiest fifth", "second", "third", "fourth", "hardest fifth")
+from jaxzero.view.plots import escape, figure, si, tone
 
 
 def scaling_sections(scale: Mapping[str, Any]) -> str:
@@ -56,111 +30,6 @@ def scaling_sections(scale: Mapping[str, Any]) -> str:
     _prm(scale["prm"]),
   ]
   return "".join(part for part in parts if part)
-
-
-def curves(scale: Mapping[str, Any], rights: str) -> list[Series]:
-  """A line for every strategy under these rights; those without rights are shown beside them."""
-  shown = [way for way in scale["ways"] if way["rights"] in (rights, "none")]
-  if all(way["rights"] == "none" for way in shown):
-    return []
-  return [
-    Series(
-      STRATEGY_NAMES[way["strategy"]],
-      [p["forward_tokens_per_problem"] for p in way["points"]],
-      [p["accuracy"] for p in way["points"]],
-      _TONES[way["strategy"]],
-      notes=[
-        f"{STRATEGY_NAMES[way['strategy']]}, budget {p['budget']}: {percent(p['accuracy'])}, "
-        f"{interval(p)}"
-        for p in way["points"]
-      ],
-      dashed=way["strategy"] in ("majority", "shared_samples", "without_replacement", "best_first"),
-    )
-    for way in shown
-  ]
-
-
-def bin_curves(scale: Mapping[str, Any], strategy: str) -> tuple[str, list[Series]]:
-  """The rights under which a strategy's bins are shown (without a verifier if so measured), and a
-  line for every bin of difficulty."""
-  order = {rights: number for number, rights in enumerate(("prm", "value", "verifier"))}
-  found = [w for w in scale["ways"] if w["strategy"] == strategy and w["rights"] in order]
-  if not found:
-    return "", []
-  way = min(found, key=lambda w: order[w["rights"]])
-  lines: dict[int, list[Mapping[str, Any]]] = {}
-  for point in way["points"]:
-    for part in point["by_bin"]:
-      lines.setdefault(part["bin"], []).append(part)
-  series = [
-    Series(
-      _BINS[number],
-      [part["forward_tokens_per_problem"] for part in parts],
-      [part["accuracy"] for part in parts],
-      (3, 1, 5, 2, 6)[number],
-      [part["ci95"][0] for part in parts],
-      [part["ci95"][1] for part in parts],
-    )
-    for number, parts in sorted(lines.items())
-  ]
-  return way["rights"], series
-
-
-def train_curves(train: Mapping[str, Any]) -> list[Series]:
-  """Validation accuracy by training FLOPs: pre-training grey, self-play green."""
-  names = {"pretrain": ("pre-training", 0), "self_play": ("self-play", 3)}
-  lines = {
-    stage: [(p["flops"], p["accuracy"]) for p in train["validation"] if p["stage"] == stage]
-    for stage in names
-  }
-  if lines["pretrain"] and lines["self_play"]:  # self-play goes on from the best model
-    best = max(accuracy for _, accuracy in lines["pretrain"])
-    lines["self_play"].insert(0, (train["flops"]["pretrain"], best))
-  ends = {end["stage"]: end for end in train["test"]}
-  series = []
-  for stage, (name, index) in names.items():
-    line, end = lines[stage], ends[stage]
-    series.append(Series(name, [x for x, _ in line], [y for _, y in line], index))
-    interval_ = ([end["ci95"][0]], [end["ci95"][1]])
-    series.append(
-      Series(f"{name}, test", [end["flops"]], [end["accuracy"]], index, *interval_, dashed=True)
-    )
-  return [one for one in series if one.x]
-
-
-def larger_curves(scale: Mapping[str, Any]) -> list[Series]:
-  """Accuracy by inference FLOPs: the small model's ways of thinking, the larger one's greedy."""
-  larger = scale["larger"]
-  if not larger:
-    return []
-  wanted = ("mcts", "best_of_n", "auto")
-  lines = [
-    Series(
-      f"small, {STRATEGY_NAMES[way['strategy']]}" + _suffix(way["rights"]),
-      [p["flops_per_problem"] for p in way["points"]],
-      [p["accuracy"] for p in way["points"]],
-      _TONES[way["strategy"]],
-      dashed=way["rights"] != "verifier",
-    )
-    for way in scale["ways"]
-    if way["strategy"] in wanted and way["rights"] in ("verifier", "value")
-  ]
-  greedy = larger["test"]
-  return [
-    *lines,
-    Series(
-      f"larger ({si(larger['parameters'])}), greedy",
-      [greedy["flops_per_problem"]],
-      [greedy["accuracy"]],
-      0,
-      [greedy["ci95"][0]],
-      [greedy["ci95"][1]],
-    ),
-  ]
-
-
-def _suffix(rights: str) -> str:
-  return {"value": ", by value", "prm": ", by PRM"}.get(rights, "")
 
 
 def _by_rights(scale: Mapping[str, Any], rights: str) -> str:
@@ -266,6 +135,7 @@ def _auto(auto: Mapping[str, Any]) -> str:
     f"<tr><th>{RIGHTS_NAMES[rights]}<td>{p['budget']:g}<td><b>{percent(p['accuracy'])}</b>"
     f"<td>{p['tokens']:,.1f}<td>{p['curve_tokens']:,.1f}<td><b>{p['ratio']:.2f}</b>"
     f"<td>{p['ci95'][0]:.2f} to {p['ci95'][1]:.2f}<td>{percent(p['reached'])}"
+    f"<td>{one['tried']} / {one['against_tried']}"
     for rights, one in auto.items()
     for p in one["points"]
   ]
@@ -273,13 +143,16 @@ def _auto(auto: Mapping[str, Any]) -> str:
     return ""
   head = (
     "<tr><th>rights<th>budget<th>accuracy<th>tokens, auto<th>tokens, best of N<th>ratio"
-    "<th>95 % interval<th>best of N gets there"
+    "<th>95 % interval<th>best of N gets there<th>tried, auto / best of N"
   )
   note = (
     "Strategy <b>auto</b> gives every problem the strategy and budget that its foreseen difficulty "
     "asks for, by a plan made on validation problems. The ratio says which share of best-of-N's "
     "forward tokens it takes for the same accuracy; where best of N never gets that far, its "
-    "largest budget is put in, so the ratio is too high rather than too low."
+    "largest budget is put in, so the ratio is too high rather than too low. Tried: what was "
+    "measured on the validation problems to choose from, chains of strategies for each bin of "
+    "difficulty on one side, settings on the other; the plan is fitted more, and only the test "
+    "problems, which it has not seen, are compared."
   )
   return section("Compute-optimal thinking", table(head, rows), note)
 
@@ -293,14 +166,20 @@ def _train_time(train: Mapping[str, Any]) -> str:
   )
   spent = train["flops"]
   total = sum(spent.values()) or 1.0
-  names = {"pretrain": ("pre-training", 0), "self_play": ("self-play and learning", 3)}
+  names = {
+    "pretrain": ("pre-training", 0),
+    "self_play": ("self-play and learning", 3),
+    "prm": ("process reward model", 6),
+  }
   parts = "".join(
     f'<i style="flex-grow:{flops / total:.5f};background:{tone(names[stage][1])}" '
     f'title="{names[stage][0]} {si(flops)}FLOP, {percent(flops / total)}"></i>'
     for stage, flops in spent.items()
     if flops
   )
-  told = "; ".join(f"{names[s][0]} {si(f)}FLOP ({percent(f / total)})" for s, f in spent.items())
+  told = "; ".join(
+    f"{names[s][0]} {si(f)}FLOP ({percent(f / total)})" for s, f in spent.items() if f
+  )
   note = (
     f"Training compute: {told}. Lines are validation accuracy; the marks with an interval are "
     "the test problems at the end of each stage."
@@ -322,20 +201,26 @@ def _larger(scale: Mapping[str, Any]) -> str:
     log_x=True,
   )
   models = table(
-    "<tr><th>model<th>parameters<th>training FLOP<th>greedy accuracy<th>FLOP per problem",
+    "<tr><th>model<th>parameters<th>training FLOP<th>worked examples<th>seed<th>greedy accuracy"
+    "<th>FLOP per problem",
     [
       f"<tr><th>{name}<td>{si(one['parameters'])}<td>{si(one['train_flops'])}"
+      f"<td>{one['worked_examples']:,}<td>{one['run_seed']}"
       f"<td>{percent(one['test']['accuracy'])}<td>{si(one['test']['flops_per_problem'])}"
       for name, one in (("small", larger["small"]), ("larger", larger))
     ],
   )
   rows = [
-    f"<tr><th>{STRATEGY_NAMES[p['strategy']]}{_suffix(p['rights'])}<td>{p['budget']:g}"
-    f"<td>{si(p['flops_per_problem'])}<td>{percent(p['accuracy'])}<td>{_difference(p)}"
+    f"<tr><th>{STRATEGY_NAMES[p['strategy']]}{suffix(p['rights'])}<td>{p['budget']:g}"
+    f"<td>{si(p['flops_per_problem'])}<td>{si(p['train_flops'])}<td>{percent(p['accuracy'])}"
+    f"<td>{_difference(p)}"
     for p in larger["points"]
     if p["flops_per_problem"] <= larger["test"]["flops_per_problem"]
   ]
-  head = "<tr><th>small model, strategy<th>budget<th>FLOP<th>accuracy<th>against larger, greedy"
+  head = (
+    "<tr><th>small model, strategy<th>budget<th>FLOP<th>training FLOP<th>accuracy"
+    "<th>against larger, greedy"
+  )
   cheaper = (
     table(head, rows)
     if rows
@@ -345,7 +230,9 @@ def _larger(scale: Mapping[str, Any]) -> str:
   note = (
     f"The larger model has {larger['parameters'] / larger['small']['parameters']:.1f} times the "
     "parameters. The last table has the small model's searches that cost no more FLOPs a problem "
-    "than the larger one's greedy answer, prompt, padding and idle rows included on both sides."
+    "than the larger one's greedy answer, prompt, padding and idle rows included on both sides; "
+    "its training FLOPs include the process reward model's where that chooses. Runs of the same "
+    "seed and number of worked examples have learned from the same ones."
   )
   return section("Small and thinking, or large and quick", chart + models + cheaper, note)
 

@@ -6,6 +6,7 @@ from jaxzero.evals.curves import (
   by_bin,
   compare,
   pack,
+  pool,
   rank_bins,
   rights,
   token_ratio,
@@ -115,3 +116,14 @@ def test_the_ratios_interval_covers_the_truth():
 def test_rows_of_different_problems_are_refused(outcomes):
   with pytest.raises(UserError, match=r"rows of \[3, 300\] problems"):
     token_ratio(row(20, [True] * 3), outcomes)
+
+
+def test_pooled_seeds_are_means_of_each_problem():
+  a, b = pack([True, False, True], [1, 2, 3]), pack([True, True, False], [3, 2, 1])
+  assert pool([a, b]) == {"right": [1.0, 0.5, 0.5], "tokens": [2.0, 2.0, 2.0]}
+  assert rights(pool([a])).tolist() == rights(a).tolist()
+
+
+def test_the_same_seed_twice_is_no_further_evidence(outcomes):
+  once = token_ratio(outcomes[1], outcomes)
+  assert token_ratio(pool([outcomes[1]] * 2), [pool([one] * 2) for one in outcomes]) == once

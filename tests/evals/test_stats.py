@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxzero.errors import UserError
-from jaxzero.evals.stats import log_budget_trend, paired_bootstrap, wilson
+from jaxzero.evals.stats import log_budget_trend, mean_interval, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,10 @@ def test_trend_reports_the_most_significant_fall():
 def test_trend_refuses_budgets_that_do_not_rise(budgets):
   with pytest.raises(UserError, match="rising"):
     log_budget_trend(budgets, np.zeros((len(budgets), 3), bool), seed=0)
+
+
+def test_the_same_seed_twice_leaves_the_interval_of_a_mean():
+  right = np.random.default_rng(0).random(200) < 0.3
+  low, high = mean_interval(right)
+  assert mean_interval(np.mean([right, right], axis=0)) == [low, high]
+  assert wilson(int(right.sum()), 200) == pytest.approx((low, high), abs=0.01)

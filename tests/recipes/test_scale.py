@@ -13,7 +13,7 @@ from jaxzero.loading import load
 from jaxzero.recipes import study as study_lib
 from jaxzero.recipes.scale import scale
 from jaxzero.recipes.study import ScaleConfig
-from jaxzero.recipes.thinkers import Rival
+from jaxzero.recipes.thinkers import Rival, train_flops
 from jaxzero.search.choose import Choice
 
 CONFIG = ScaleConfig(
@@ -128,3 +128,11 @@ def test_a_larger_run_of_another_task_is_told(run):
   other = dataclasses.replace(rival.task, max_number=99)
   with pytest.raises(UserError, match="give a larger run of the same task"):
     scale(run, CONFIG, dataclasses.replace(rival, task=other))
+
+
+def test_training_flops_hold_all_that_made_a_model():
+  names = ("pretrain", "selfplay", "learn", "control", "teacher", "distill", "prm", "eval")
+  ledger = {name: {"flops": 10.0**i} for i, name in enumerate(names)}
+  expected = {"pretrain": 1.0, "self_play": 111.0, "control": 1001.0, "distill": 110_000.0}
+  assert {stage: train_flops(ledger, stage) for stage in expected} == expected
+  assert train_flops(ledger, "self_play", prm=True) == 1_000_111.0

@@ -109,6 +109,8 @@ def scale():
     "auto": {
       "verifier": {
         "against": "best_of_n",
+        "against_tried": 4,
+        "tried": 12,
         "points": [
           {
             "budget": 202,
@@ -123,7 +125,7 @@ def scale():
       }
     },
     "train_time": {
-      "flops": {"pretrain": 6.3e12, "self_play": 9.1e12},
+      "flops": {"pretrain": 6.3e12, "self_play": 9.1e12, "prm": 4.4e12},
       "validation": [
         {"stage": "pretrain", "flops": 3e12, "accuracy": 0.2},
         {"stage": "pretrain", "flops": 6.3e12, "accuracy": 0.25},
@@ -138,13 +140,17 @@ def scale():
     "larger": {
       "parameters": 2_400_000,
       "train_flops": 9e13,
+      "worked_examples": 2000,
+      "run_seed": 1,
       "test": {**figures("greedy", "none", 0.66), "flops_per_problem": 2.5e8},
       "small": {
         "parameters": 160_000,
         "train_flops": 1.5e13,
+        "worked_examples": 2000,
+        "run_seed": 0,
         "test": figures("greedy", "none", 0.507),
       },
-      "points": [{**figures("mcts", "verifier", 0.71, 8), **lead}],
+      "points": [{**figures("mcts", "verifier", 0.71, 8), "train_flops": 1.7e13, **lead}],
     },
     "transfer": [
       {

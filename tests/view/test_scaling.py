@@ -48,6 +48,10 @@ def test_every_section_shows_its_numbers():
     "6.3T",
     "15.0 times",
     "0.87",
+    "12 / 4",
+    "process reward model 4.4TFLOP",
+    "<td>17T<td>",
+    "<td>2,000<td>1<td>",
   ):
     assert number in text
   balance = _Balance()
