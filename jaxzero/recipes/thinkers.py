@@ -22,6 +22,7 @@ from jaxzero.parallel.hosts import by_primary
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, config_dict, from_dict
 from jaxzero.recipes.stages import load_params
+from jaxzero.search import foresee as foresight
 from jaxzero.search.engine import Engine
 from jaxzero.search.play import PlayConfig
 from jaxzero.tasks.base import Problem, Task, TaskConfig
@@ -167,12 +168,7 @@ def scored(run: Run, policy: Thinker) -> Thinker:
 
 def foresee(thinker: Thinker, problems: Sequence[Problem]) -> np.ndarray:
   """[n] float32: P(right) where each prompt ends; the prompts alone are read."""
-  engine, params = thinker.engine, thinker.engine.gather(thinker.params)
-  rows = engine.rows(min(thinker.batch_size, len(problems)))
-  asked = [dataclasses.replace(problem, key=None) for problem in problems]
-  parts = [asked[begin : begin + rows] for begin in range(0, len(asked), rows)]
-  values = [engine.foresee(params, engine.encode(part, rows))[0][: len(part)] for part in parts]
-  return np.concatenate(values)
+  return foresight.foresee(thinker.engine, thinker.params, problems, thinker.batch_size)[0]
 
 
 def train_flops(ledger: Mapping[str, Mapping[str, float]], stage: str, prm: bool = False) -> float:
