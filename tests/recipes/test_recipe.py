@@ -187,7 +187,7 @@ def test_tables_of_searches_are_of_all_seeds(tmp_path, capsys):
   assert json.loads((tmp_path / "curves.json").read_text())["accuracy"]
 
 
-@pytest.mark.parametrize("program", ["decode", "train"])
+@pytest.mark.parametrize("program", ["decode", "scores", "train"])
 def test_the_ledgers_flops_are_those_of_the_programs(program):
   found = flops.ratios(Experiment(), program)
   assert len(found) == 1
