@@ -19,7 +19,6 @@ import numpy as np
 
 from jaxzero import tasks
 from jaxzero.learn.batch import Batch, empty, to_batch
-from jaxzero.learn.teacher import Teacher
 from jaxzero.learn.train import Trainer
 from jaxzero.models.transformer import init_params
 from jaxzero.parallel.mesh import MeshConfig, make_mesh
@@ -68,7 +67,6 @@ class Programs:
       "tree search, one node a row": functools.partial(self.tree, True),
       "lanes": self.lanes,
       "samples from prefixes": self.roll_out,
-      "teacher, completions": self.teacher,
       "train step": self.train,
     }
 
@@ -116,19 +114,6 @@ class Programs:
     lowered = self.engine._roll_out(SAMPLES).lower(self.params, batch, *self.sampling)
     positions = self.prompts + ROWS * (self.engine.max_tokens + SAMPLES)
     return self.engine.flops(positions) / _counted(lowered)
-
-  def teacher(self) -> float:
-    teacher, engine = Teacher(self.engine, self.params), self.engine
-    batch = shard_batch(
-      engine.mesh,
-      {
-        "tokens": np.zeros((ROWS, engine.max_prompt + engine.max_tokens), np.int32),
-        "completion": np.zeros((ROWS, engine.max_tokens), np.int32),
-        "prompt_length": self.batch["prompt_length"],
-        "facts": self.batch["facts"],
-      },
-    )
-    return teacher.flops(ROWS) / _counted(teacher._opinion.lower(self.params, batch))
 
   def train(self) -> float:
     config = self.experiment.improve

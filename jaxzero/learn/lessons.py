@@ -14,9 +14,9 @@ from jaxzero.learn import batch as batch_lib
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.epochs import Epochs
 from jaxzero.learn.teacher import Target, Verified
-from jaxzero.search.record import RIGHT, path_to
+from jaxzero.search.record import RIGHT, Record, path_to
 from jaxzero.selfplay.episode import Episode
-from jaxzero.tasks.base import Task
+from jaxzero.tasks.base import Problem, Task
 from jaxzero.tokenizers import Tokenizer
 
 VALUE_SHARE = 0.125
@@ -26,8 +26,11 @@ VALUE_SHARE = 0.125
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
   targets: Literal["paths", "trees", "both"] = "paths"
-  """paths: the tokens of verified completions; trees: what the final teacher would play along them,
-  given that it wins; both: half of each, at every position."""
+  """paths: the tokens of the data set's verified completions; trees: the final teacher thinks about
+  its problems again, and what it would play along all right ends of a tree, given that it wins, is
+  learned; both: half the tokens of those ends, half the targets."""
+  nodes: int = 160
+  """Of the trees that the teacher grows for soft targets."""
   steps: int = 1500
   batch_size: int = 64
   supervised_share: float = 0.125
@@ -43,7 +46,13 @@ class DistillConfig:
 
   def check(self) -> None:
     """Raises UserError for a training that cannot run."""
-    for name, least in (("steps", 1), ("batch_size", 1), ("rounds", 0), ("evaluate_every", 1)):
+    for name, least in (
+      ("nodes", 2),
+      ("steps", 1),
+      ("batch_size", 1),
+      ("rounds", 0),
+      ("evaluate_every", 1),
+    ):
       if getattr(self, name) < least:
         option = name.replace("_", "-")
         raise UserError(f"--{option} {getattr(self, name)} must be at least {least}.")
@@ -62,14 +71,15 @@ def verified(episodes: Iterable[Episode], task: Task) -> list[Verified]:
   """Every right end of every tree, each completion of a problem once (the newest of its trees)."""
   found: dict[tuple[str, tuple[int, ...]], Verified] = {}
   for episode in episodes:
-    tree = episode.tree
-    for end in np.flatnonzero(tree.verdict == RIGHT).tolist():
-      nodes = path_to(tree, end)
-      tokens = tree.token[nodes]
-      problem = task.parse(episode.prompt)
-      one = Verified(problem, episode.prompt_tokens, tokens, tree, nodes)
-      found[episode.problem_id, tuple(tokens.tolist())] = one
+    for one in right_ends(task.parse(episode.prompt), episode.prompt_tokens, episode.tree):
+      found[episode.problem_id, tuple(one.tokens.tolist())] = one
   return list(found.values())
+
+
+def right_ends(problem: Problem, prompt: np.ndarray, tree: Record) -> list[Verified]:
+  """Every right end of a tree; prompt [P] int32."""
+  paths = [path_to(tree, end) for end in np.flatnonzero(tree.verdict == RIGHT).tolist()]
+  return [Verified(problem, prompt, tree.token[nodes], tree, nodes) for nodes in paths]
 
 
 class Lessons:
@@ -81,7 +91,7 @@ class Lessons:
     worked: (prompt, completion) token lists.
     games: episodes in the student's tokens.
     completions: (prompt, completion) tokens of the student.
-    targets: the teacher's targets of the completions; none for hard targets alone.
+    targets: the soft targets of the completions; none for hard targets alone.
     length: the student's context.
   """
 

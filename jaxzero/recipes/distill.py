@@ -13,8 +13,8 @@ import numpy as np
 from jaxzero.errors import UserError
 from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.learn.batch import Batch
-from jaxzero.learn.lessons import DistillConfig, Lessons, translate, verified
-from jaxzero.learn.teacher import Target, Teacher, Verified
+from jaxzero.learn.lessons import DistillConfig, Lessons, right_ends, translate, verified
+from jaxzero.learn.teacher import Verified, target
 from jaxzero.learn.train import Trainer
 from jaxzero.models.transformer import Params
 from jaxzero.parallel.hosts import by_primary
@@ -24,9 +24,13 @@ from jaxzero.recipes.quickstart import test_accuracy
 from jaxzero.recipes.run import Run, write_json
 from jaxzero.recipes.stages import load_params, validate
 from jaxzero.recipes.steps import Steps, train_flops
+from jaxzero.search.config import TreeConfig
 from jaxzero.search.engine import Engine
+from jaxzero.search.pool import think
 from jaxzero.selfplay.episode import Episode
 from jaxzero.selfplay.replay import ReplayStore
+from jaxzero.tasks.base import Problem
+from jaxzero.tasks.transcript import encode_prompt
 from jaxzero.tokenizers import Tokenizer
 
 STAGE = "distill"
@@ -71,7 +75,8 @@ def distill(
 
   Returns:
     {"test" (an eval object, greedy), "parameters", "teacher_parameters", "completions" (verified
-    ones learned from), "too_long" (left out: they do not fit the student's tokens)}.
+    ones learned from), "too_long" (of the data set's, left out: they do not fit the student's
+    tokens)}.
 
   Raises:
     UserError: no episodes, another tokenizer and soft targets, a folder of another student.
@@ -96,8 +101,8 @@ def distill(
 class Lesson(NamedTuple):
   """What a run's data set holds for a student, in the student's tokens."""
 
-  completions: list[Verified]  # as the teacher's tree has them
-  texts: list[tuple[list[int], list[int]]]  # their (prompt, completion)
+  problems: list[Problem]
+  texts: list[tuple[list[int], list[int]]]  # (prompt, completion) of all that is verified
   games: list[Episode]
   too_long: int
 
@@ -116,12 +121,8 @@ def _lesson(
   def own(tokens: np.ndarray) -> np.ndarray:
     return tokens if same else np.array(translate(tokens, source, tokenizer), np.int32)
 
-  completions, texts = [], []
-  for one in everything:
-    text = own(one.prompt).tolist(), own(one.tokens).tolist()
-    if len(text[0]) + len(text[1]) <= length:
-      completions.append(one)
-      texts.append(text)
+  texts = [(own(one.prompt).tolist(), own(one.tokens).tolist()) for one in everything]
+  texts = [text for text in texts if len(text[0]) + len(text[1]) <= length]
   games = []
   for episode in episodes:
     game = dataclasses.replace(
@@ -137,7 +138,9 @@ def _lesson(
       f"none of the {len(episodes)} episodes of {teacher.folder} holds a right completion that "
       f"fits {length} tokens; play more rounds, or take --supervised-share 1."
     )
-  return Lesson(completions, texts, games, len(everything) - len(texts))
+  problems = {episode.problem_id: episode.prompt for episode in episodes}
+  parsed = [teacher.engine.task.parse(prompt) for prompt in problems.values()]
+  return Lesson(parsed, texts, games, len(everything) - len(texts))
 
 
 def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
@@ -168,32 +171,68 @@ def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
 
 
 def _teach(run: Run, teacher: TeacherRun, config: DistillConfig, lesson: Lesson) -> dict[str, Any]:
-  targets = _targets(run, teacher, lesson.completions) if config.soft else None
+  texts, targets = lesson.texts, None
+  if config.soft:
+    found = _think_again(run, teacher, config, lesson.problems)
+    texts = [(one.prompt.tolist(), one.tokens.tolist()) for one in found]
+    targets = [target(one) for one in found]
   lessons = Lessons(
-    config, run.worked_examples, lesson.games, lesson.texts, targets, run.experiment.context
+    config, run.worked_examples, lesson.games, texts, targets, run.experiment.context
   )
   params, step = _train(run, config, lessons)
   return {
     "test": test_accuracy(run, params, step),
     "parameters": run.experiment.model.parameters(run.tokenizer.vocab_size),
     "teacher_parameters": teacher.experiment.model.parameters(teacher.engine.tokenizer.vocab_size),
-    "completions": len(lesson.texts),
+    "completions": len(texts),
     "too_long": lesson.too_long,
   }
 
 
-def _targets(run: Run, teacher: TeacherRun, completions: list[Verified]) -> list[Target]:
-  """The teacher's targets, charged to the ledger's `teacher` once, whoever asks for them again."""
-  asked = Teacher(teacher.engine, teacher.params)
+def _think_again(
+  run: Run, teacher: TeacherRun, config: DistillConfig, problems: list[Problem]
+) -> list[Verified]:
+  """All right ends of new trees of the final teacher, which go on behind the first one: reanalysis
+  (Schrittwieser et al. 2020) of the data set's problems, without replacement (Kool et al. 2019).
+
+  The ledger's `teacher` pays once, whoever goes on from there.
+  """
+  engine, count = teacher.engine, len(problems)
   begin = time.monotonic()
   with (
     run.goodput.phase("learn"),
-    bar("asking the teacher", total=len(completions), unit="completions") as shown,
+    bar("the teacher thinks again", total=count, unit="problems") as shown,
   ):
-    targets = asked.targets(completions, shown.advance)
-  positions = float(len(completions) * asked.positions)
-  run.charge("teacher", asked.flops(len(completions)), time.monotonic() - begin, positions)
-  return targets
+    thinking = think(
+      engine,
+      teacher.params,
+      problems,
+      jax.random.split(jax.random.key(config.seed), count),
+      config.nodes,
+      TreeConfig(order="without_replacement", num_simulations=config.nodes),
+      verify_inside=True,
+      stop_when_found=False,
+      noise=1.0,
+      batch_size=teacher.experiment.self_play.batch_size,
+      keep_trees=count,
+      compact=True,
+      progress=shown.advance,
+    )
+  tokens = float(thinking.insight.forward_tokens.sum())
+  run.charge("teacher", engine.flops(thinking.positions), time.monotonic() - begin, tokens)
+  found = [
+    one
+    for problem, tree in zip(problems, thinking.trees, strict=True)
+    for one in right_ends(
+      problem, np.array(encode_prompt(engine.tokenizer, problem), np.int32), tree
+    )
+  ]
+  if not found:
+    raise UserError(
+      f"the teacher finds no right end of {count} problems in trees of {config.nodes} nodes; give "
+      "it more --nodes, or take --targets paths."
+    )
+  return found
 
 
 def _train(run: Run, config: DistillConfig, lessons: Lessons) -> tuple[Params, int]:

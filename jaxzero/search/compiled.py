@@ -172,7 +172,7 @@ class Compiled:
     return jax.jit(self._on_mesh(shard))
 
   @functools.lru_cache(maxsize=32)  # noqa: B019
-  def _thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
+  def _thinker(self, config: TreeConfig, verify_inside: bool, stop_when_found: bool) -> Thinker:
     config.check(self.tokenizer.vocab_size)
 
     def setting(params, game, weights):
@@ -186,6 +186,7 @@ class Compiled:
         self._verifier,
         self.tokenizer.end_id,
         verify_inside,
+        stop_when_found,
       )
 
     def start(params, batch, weights):

@@ -189,14 +189,16 @@ class Engine(Compiled):
     weights = make_weights(config.tree, 1.0)
     return fetch(compiled(params, shard_batch(self.mesh, arrays), weights))
 
-  def thinker(self, config: TreeConfig, verify_inside: bool) -> Thinker:
+  def thinker(
+    self, config: TreeConfig, verify_inside: bool, stop_when_found: bool = True
+  ) -> Thinker:
     """The compiled functions of one tree a problem; UserError for an order by values."""
     if config.order not in PATH_ORDERS:
       raise UserError(
         f"order={config.order} searches token by token; one tree a problem takes one of "
         f"{', '.join(PATH_ORDERS)}."
       )
-    return self._thinker(config.static(), verify_inside)
+    return self._thinker(config.static(), verify_inside, stop_when_found)
 
 
 def make_weights(config: TreeConfig, temperature: float) -> Weights:

@@ -39,6 +39,7 @@ def think(
   limit: int | np.ndarray,
   config: TreeConfig,
   verify_inside: bool,
+  stop_when_found: bool = True,
   noise: float = 0.0,
   temperature: float = 1.0,
   batch_size: int = 128,
@@ -54,6 +55,7 @@ def think(
 
   Args:
     keys: [n] typed PRNG keys, one a problem, consumed.
+    stop_when_found: a tree that hears the verifier is done at its first right end.
     noise: scale of the Gumbel noise on the root's edges.
     temperature: of the policy that the search follows.
     keep_trees: how many of the first problems' trees to return.
@@ -66,7 +68,7 @@ def think(
   longest = -(-len(problems) // hosts.parts)
   chunk = engine.rows(max(1, min(batch_size, len(problems)) // refill))
   rows = chunk * max(1, -(-min(batch_size, len(problems)) // chunk))
-  thinker = engine.thinker(config, verify_inside)
+  thinker = engine.thinker(config, verify_inside, stop_when_found)
   params, weights = engine.gather(params), make_weights(config, temperature)
   queue = _Queue(engine, hosts, problems, keys, limit, noise)
 

@@ -129,13 +129,14 @@ def expedition(
   verifier: DeviceVerifier,
   end_id: int,
   verify_inside: bool,
+  stop_when_found: bool,
 ) -> Expedition:
   return Expedition(
     config=config,
     network=TreeCache(model, layers, game),
     rules=rules_of(verifier, end_id, verify_inside),
     weights=weights,
-    stop_when_found=verify_inside and not config.num_samples,
+    stop_when_found=stop_when_found and verify_inside and not config.num_samples,
   )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -31,6 +32,23 @@ def _one_device(mesh1):
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def thought_again(teacher):
+  """Untrained, the teacher would find nothing: its new trees are the stored ones."""
+  stored = {episode.problem_id: episode.tree for episode in teacher.episodes(0)}
+
+  def think(engine, params, problems, *_, **options):
+    assert not options["stop_when_found"] and options["verify_inside"]
+    trees = [stored[problem.id] for problem in problems]
+    tokens = np.array([len(tree.parent) - 1 for tree in trees])
+    insight = types.SimpleNamespace(forward_tokens=tokens)
+    return types.SimpleNamespace(trees=trees, insight=insight, positions=float(tokens.sum()))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(distill_lib, "think", think)
+    yield sum(len(tree.parent) - 1 for tree in stored.values())
+
+
 @pytest.fixture(scope="module")
 def teacher(played_run, tiny_experiment, tokenizer, task, mesh1):
   model = tiny_experiment.model
@@ -55,7 +73,7 @@ def rows(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_student_learns_and_its_books_are_whole(taught, teacher):
+def test_a_student_learns_and_its_books_are_whole(taught, teacher, thought_again):
   folder, result = taught
   losses = [row["policy_loss"] for row in rows(folder)]
   assert len(losses) == 2 and losses[1] < losses[0] - 0.2
@@ -64,7 +82,8 @@ def test_a_student_learns_and_its_books_are_whole(taught, teacher):
   ledger = json.loads((folder / "ledger.json").read_text())
   assert set(ledger) == {"teacher", "distill", "eval"}
   assert ledger["distill"]["forward_tokens"] == 12 * 16 * 46
-  assert ledger["teacher"]["forward_tokens"] == 32 * (16 + 30 * 9)
+  assert ledger["teacher"]["forward_tokens"] == thought_again
+  assert ledger["teacher"]["flops"] == teacher.engine.flops(thought_again)
 
 
 def test_a_student_is_a_run_that_loads_and_verifies(taught, teacher, student):
@@ -118,10 +137,10 @@ def test_another_tokenizer_takes_paths_alone(teacher, student, tmp_path):
   assert not (tmp_path / "student").exists()
   paths = dataclasses.replace(CONFIG, targets="paths")
   lesson = distill_lib._lesson(teacher, paths, other, 64)
-  assert len(lesson.completions) == len(lesson.texts) == len(lesson.games) == 32
-  for one, (prompt, completion) in zip(lesson.completions, lesson.texts, strict=True):
-    assert prompt == encode_prompt(other, one.problem)
-    assert grade(teacher.engine.task, other, one.problem, completion).right
+  assert len(lesson.problems) == len(lesson.texts) == len(lesson.games) == 32
+  for problem, (prompt, completion) in zip(lesson.problems, lesson.texts, strict=True):
+    assert prompt == encode_prompt(other, problem)
+    assert grade(teacher.engine.task, other, problem, completion).right
   shortest = min(len(prompt) + len(completion) for prompt, completion in lesson.texts)
   few = distill_lib._lesson(teacher, paths, other, shortest)
   assert 0 < len(few.texts) == 32 - few.too_long < 32

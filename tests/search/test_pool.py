@@ -75,6 +75,17 @@ def test_every_problem_comes_back_once_and_in_its_place(whole, engine1, tokenize
     assert (tree.parent >= 0).sum() == out.forward_tokens[i]
 
 
+def test_a_tree_that_goes_on_begins_as_the_one_that_stops(whole, pool):
+  on = pool(keep_trees=3, stop_when_found=False)
+  assert (on.insight.forward_tokens >= whole.insight.forward_tokens).all()
+  assert (on.insight.ends >= whole.insight.ends).all()
+  assert (on.insight.ends > whole.insight.ends)[whole.insight.answer_right].any()
+  np.testing.assert_array_equal(on.insight.answer_right, whole.insight.answer_right)
+  for stopped, longer in zip(whole.trees, on.trees, strict=True):
+    size = 1 + int((stopped.parent >= 0).sum())
+    np.testing.assert_array_equal(stopped.token[:size], longer.token[:size])
+
+
 def test_every_forward_token_is_counted_and_the_budget_is_a_cap(whole, pool, engine1):
   spent = whole.insight.forward_tokens
   assert (spent <= LIMIT).all() and (spent > 0).all()
