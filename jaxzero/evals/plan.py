@@ -43,35 +43,35 @@ class Fit:
 
 
 def chains(
-  heard: bool, settings: Mapping[str, Mapping[str, Any]], multiples: Sequence[float]
+  heard: bool, settings: Mapping[str, Mapping[str, Any]], budgets: Sequence[int]
 ) -> list[tuple[Approach, ...]]:
-  """What a bin may get: tree search and best-of-N on shares of the budget; where nobody is heard
-  inside, also sampling, or one greedy try before either, until a score is accepted.
+  """What a bin may get: tree search or best-of-N on one of the budgets, the largest without a cap;
+  where nobody is heard inside, also sampling, or one greedy try before a tree, until a score is
+  accepted.
 
   Args:
     settings: the tuned ones of `best_of_n` and `mcts`.
-    multiples: budgets of which the largest is the whole.
+    budgets: forward tokens.
   """
 
-  def approach(strategy: str, share: float, accept: float | None = None) -> Approach:
+  def approach(strategy: str, cap: int | None, accept: float | None = None) -> Approach:
     setting = settings.get(strategy, {})
     tree = {name: setting[name] for name in TREE_KNOBS if name in setting}
     own = {name: setting[name] for name in ("temperature", "vote") if name in setting}
-    return Approach(strategy, share, accept, tree=tree, **own)
+    return Approach(strategy, cap, accept, tree=tree, **own)
 
-  shares = [multiple / max(multiples) for multiple in sorted(multiples)]
+  caps = [*sorted(budgets)[:-1], None]
   searches: list[tuple[Approach, ...]] = [
-    (approach(name, share),) for name in ("mcts", "best_of_n") for share in shares
+    (approach(name, cap),) for name in ("mcts", "best_of_n") for cap in caps
   ]
   if heard:
     return searches
   sure = [
-    (approach("best_of_n", share, accept),)
-    for share, accept in itertools.product(shares[-3:], _ACCEPTS)
+    (approach("best_of_n", cap, accept),) for cap, accept in itertools.product(caps[-3:], _ACCEPTS)
   ]
   first = [
-    (approach("greedy", 1.0, accept), approach("mcts", share))
-    for share, accept in itertools.product(shares[-3:], _ACCEPTS)
+    (approach("greedy", None, accept), approach("mcts", cap))
+    for cap, accept in itertools.product(caps[-3:], _ACCEPTS)
   ]
   return [*searches, *sure, *first]
 

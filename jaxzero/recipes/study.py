@@ -187,7 +187,7 @@ class Study:
     if way not in self.plans:
       thinker, largest = self.thinkers[way.rights], max(self.budgets)
       settings = {n: self.tune(Way(n, way.rights))[0] for n in _PLANNED}
-      of_bin = chains(way.rights == "verifier", settings, self.config.budgets)
+      of_bin = chains(way.rights == "verifier", settings, self.budgets)
       rows = [
         self.measure(thinker, way, "validation", largest, {"plan": Plan((chain,)).to_dict()})
         for chain in of_bin
@@ -231,7 +231,7 @@ class Study:
       if way.strategy not in ONE_TRY:
         total += test * sum(self.budgets)
         if way.strategy == "auto":
-          options = chains(way.rights == "verifier", {}, config.budgets)
+          options = chains(way.rights == "verifier", {}, self.budgets)
           tried = sum(len(grid(Way(name, way.rights))) for name in _PLANNED)
           total += validation * (max(self.budgets) * (len(options) + 1) + self._middle * tried)
         else:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxzero.errors import UserError
+from jaxzero.search.budget import MOST
 from jaxzero.search.choose import Finished
 from jaxzero.search.foresee import foresee
 from jaxzero.search.plan import HEARD, UNHEARD, Approach, Plan
@@ -29,8 +30,8 @@ def run(request: Request, runners: Runners) -> list[SearchResult]:
       raise UserError(f"the plan names strategy {name!r}; `auto` can use {known}.")
   thoughts = _Thoughts(request, plan)
   for stage in range(max(map(len, plan.bins))):
-    for approach, shares in thoughts.groups(stage):
-      thoughts.think(approach, shares, stage, runners)
+    for approach, caps in thoughts.groups(stage):
+      thoughts.think(approach, caps, stage, runners)
   return thoughts.results()
 
 
@@ -54,31 +55,31 @@ class _Thoughts:
     self.flops += engine.flops(positions) / len(success)
     return plan.bin_of(success)
 
-  def groups(self, stage: int) -> list[tuple[Approach, dict[int, float]]]:
+  def groups(self, stage: int) -> list[tuple[Approach, dict[int, int]]]:
     """What comes next for each problem that is neither settled nor out of budget: an approach, and
-    its share of the budget by number of problem. Bins that differ by the share alone are one group,
+    its forward tokens by number of problem. Bins that differ by these alone are one group,
     so that batches are full and programs few."""
-    found: list[tuple[Approach, dict[int, float]]] = []
+    found: list[tuple[Approach, dict[int, int]]] = []
     for number, approaches in enumerate(self.plan.bins):
       if stage >= len(approaches):
         continue
-      share = approaches[stage].share
-      approach = dataclasses.replace(approaches[stage], share=1.0)
+      cap = approaches[stage].tokens or MOST
+      approach = dataclasses.replace(approaches[stage], tokens=None)
       members = (self.bins == number) & ~self.settled & (self.spent < self.request.caps)
-      shares = next((shares for other, shares in found if other == approach), None)
-      if shares is None:
-        shares = {}
-        found.append((approach, shares))
-      shares.update(dict.fromkeys(np.flatnonzero(members).tolist(), share))
-    return [(approach, dict(sorted(shares.items()))) for approach, shares in found if shares]
+      caps = next((caps for other, caps in found if other == approach), None)
+      if caps is None:
+        caps = {}
+        found.append((approach, caps))
+      caps.update(dict.fromkeys(np.flatnonzero(members).tolist(), cap))
+    return [(approach, dict(sorted(caps.items()))) for approach, caps in found if caps]
 
   def think(
-    self, approach: Approach, shares: Mapping[int, float], stage: int, runners: Runners
+    self, approach: Approach, caps: Mapping[int, int], stage: int, runners: Runners
   ) -> None:
-    """Spends an approach's shares on the problems of these numbers."""
+    """Spends up to so many forward tokens of an approach on the problems of these numbers."""
     asked, each = self.request, self.request.engine.tokens_per_position
-    index = np.array(list(shares))
-    part = self._part(index, approach, np.array(list(shares.values())), stage)
+    index = np.array(list(caps))
+    part = self._part(index, approach, np.array(list(caps.values())) // each, stage)
     for i, result in zip(index, runners[approach.strategy](part), strict=True):
       before = int(self.spent[i]) * each
       self.finished[i] += [
@@ -92,10 +93,10 @@ class _Thoughts:
       sure = accept is not None and any(choice.total(x) >= accept for x in result.finished)
       self.settled[i] = sure or any(one.right for one in result.finished)
 
-  def _part(self, index: np.ndarray, approach: Approach, shares: np.ndarray, stage: int) -> Request:
-    """What the approach's strategy is asked: these problems, on what they have left."""
+  def _part(self, index: np.ndarray, approach: Approach, caps: np.ndarray, stage: int) -> Request:
+    """What the approach's strategy is asked: these problems, on up to `caps` [n] positions of what
+    they have left."""
     asked = self.request
-    share = np.maximum(1, asked.caps[index] * shares).astype(np.int32)
     tree = dataclasses.replace(asked.settings.tree, **approach.tree)
     part = dataclasses.replace(
       asked,
@@ -109,7 +110,7 @@ class _Thoughts:
       accept=None,
       plan=None,
       numbers=asked.key_numbers[index],
-      limits=np.minimum(share, asked.caps[index] - self.spent[index]),
+      limits=np.minimum(np.maximum(1, caps), asked.caps[index] - self.spent[index]),
     )
     accept = asked.accept if approach.accept is None else approach.accept
     return part if part.grows_one_tree else dataclasses.replace(part, accept=accept)

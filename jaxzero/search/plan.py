@@ -18,8 +18,8 @@ class Approach:
   """A strategy, and how much of the budget it may take; None: as `search` was asked."""
 
   strategy: str
-  share: float = 1.0
-  """Of the whole budget, at most; what earlier approaches have spent is gone."""
+  tokens: int | None = None
+  """Forward tokens that it may take of the budget, at most; None: all that is left."""
   accept: float | None = None
   """The score of a finished completion at which a problem needs no more thinking."""
   temperature: float | None = None
@@ -29,8 +29,8 @@ class Approach:
   """Fields of `TreeConfig` that this approach sets."""
 
   def __post_init__(self):
-    if not 0.0 < self.share <= 1.0:
-      raise UserError(f"share={self.share} of {self.strategy} must lie above 0 and at most at 1.")
+    if self.tokens is not None and self.tokens < 1:
+      raise UserError(f"tokens={self.tokens} of {self.strategy} must be at least 1.")
     if self.accept is not None and not 0.0 <= self.accept <= 1.0:
       raise UserError(f"accept={self.accept} of {self.strategy} must lie in 0..1.")
     self.choice(Choice())
@@ -65,7 +65,7 @@ class Plan:
     return np.sum(np.asarray(foreseen)[:, None] < np.asarray(self.edges), axis=1)
 
   def to_dict(self) -> dict[str, Any]:
-    """JSON-able: {"edges": [...], "bins": [[{"strategy": ..., "share": ...}, ...], ...]}."""
+    """JSON-able: {"edges": [...], "bins": [[{"strategy": ..., "tokens": ...}, ...], ...]}."""
     bins = [[dataclasses.asdict(one) for one in approaches] for approaches in self.bins]
     return {"edges": list(self.edges), "bins": bins}
 

@@ -26,7 +26,9 @@ def test_the_plan_is_the_optimum_over_all_choices(seed):
   bins[:4] = range(4)
   candidates = [
     Candidate(
-      (Approach("mcts", share),), random.random(count) < share, random.integers(1, 100, count)
+      (Approach("mcts", round(100 * share)),),
+      random.random(count) < share,
+      random.integers(1, 100, count),
     )
     for share in (0.2, 0.5, 0.6, 0.9)
   ]
@@ -71,7 +73,7 @@ def test_chains_end_at_the_whole_budget_and_carry_the_tuned_settings():
   for heard in (True, False):
     for chain in chains(heard, settings, (1, 2, 4, 8)):
       for one in chain:
-        assert 0.125 <= one.share <= 1.0
+        assert one.tokens in (1, 2, 4, None)
         assert dict(one.tree) == ({"value_weight": 2.0} if one.strategy == "mcts" else {})
         assert one.temperature == (0.8 if one.strategy == "best_of_n" else None)
         assert one.accept is None or not heard

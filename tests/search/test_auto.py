@@ -96,7 +96,7 @@ def told(engine1, problems):
 
 
 def test_approaches_share_one_budget(told, problems):
-  plan = Plan(((Approach("greedy", share=0.5, accept=0.8), Approach("best_of_n")),))
+  plan = Plan(((Approach("greedy", tokens=25, accept=0.8), Approach("best_of_n")),))
   results, asked = told(plan, (20, 0.7), (99, 0.1))
   first, second = asked
   assert first.caps.tolist() == [25] * 8 and second.caps.tolist() == [30] * 8
@@ -126,7 +126,7 @@ def test_a_grade_settles_nothing(told, monkeypatch):
 
 
 def test_a_plan_is_read_as_it_was_written():
-  hard = (Approach("beam", 0.25, 0.7, 1.2, "min", "weighted"), Approach("mcts", tree={"A": 1}))
+  hard = (Approach("beam", 25, 0.7, 1.2, "min", "weighted"), Approach("mcts", tree={"A": 1}))
   plan = Plan(((Approach("greedy"),), hard), (0.4,))
   assert Plan.from_dict(plan.to_dict()) == plan
 
@@ -142,7 +142,7 @@ def test_bins_are_parted_at_their_edges():
     (lambda: Plan(((Approach("greedy"),),), (0.5,)), "1 bins needs 0 falling edges"),
     (lambda: Plan(((Approach("greedy"),),) * 3, (0.2, 0.7)), "falling"),
     (lambda: Plan(((),)), "at least one approach"),
-    (lambda: Approach("greedy", share=0.0), "share=0.0"),
+    (lambda: Approach("greedy", tokens=0), "tokens=0"),
     (lambda: Approach("greedy", accept=1.5), "accept=1.5"),
     (lambda: Approach("greedy", vote="loud"), "vote='loud'"),
     (lambda: Plan.from_dict({"edges": []}), "no plan"),
