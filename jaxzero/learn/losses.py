@@ -15,6 +15,8 @@ from jaxzero.models.transformer import Output
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
   value_weight: float = 0.5
+  policy_weight: float = 1.0
+  """0: next tokens are not learned, and their logits never computed."""
   kl_weight: float = 0.0
   """Weight of KL(policy || reference) on the completion's positions; 0 needs no reference."""
   clip: float = 0.2
@@ -113,17 +115,17 @@ def total_loss(
   Hard targets, soft targets and advantages are averaged together: a position counts the same
   whichever it has.
   """
-  policy_divisor = divisors["hard"] + divisors["soft"] + divisors["advantage"]
-  policy_loss = (
-    hard_cross_entropy(output.logits, batch)
-    + soft_cross_entropy(output.logits, batch)
-    + policy_gradient(output.logits, batch, config.clip)
-  )
-  parts = {
-    "policy_loss": policy_loss / policy_divisor,
-    "value_loss": value_cross_entropy(output.value_logits, batch) / divisors["value"],
-  }
-  loss = parts["policy_loss"] + config.value_weight * parts["value_loss"]
+  parts = {"value_loss": value_cross_entropy(output.value_logits, batch) / divisors["value"]}
+  loss = config.value_weight * parts["value_loss"]
+  if config.policy_weight:
+    policy_divisor = divisors["hard"] + divisors["soft"] + divisors["advantage"]
+    policy_loss = (
+      hard_cross_entropy(output.logits, batch)
+      + soft_cross_entropy(output.logits, batch)
+      + policy_gradient(output.logits, batch, config.clip)
+    )
+    parts["policy_loss"] = policy_loss / policy_divisor
+    loss = config.policy_weight * parts["policy_loss"] + loss
   if config.kl_weight:
     assert reference is not None
     parts["kl"] = kl_to_reference(output.logits, reference, batch) / divisors["kl"]

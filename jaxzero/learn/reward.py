@@ -21,45 +21,78 @@ from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.selfplay.labels import StepLabels
 
+NO_PREFIX = -1
+
 
 class LabelledSteps:
-  """Batches of labelled completions; every row is a pure function of (seed, step, row).
+  """Batches of labelled steps; every row is a pure function of (seed, step, row).
+
+  Of four batches three hold prefixes, those that end with one step, with two and so on taking
+  turns: each distinct prefix counts the same, however often it was sampled, by the label of its own
+  end, and a batch is only as long as such prefixes are. The fourth holds whole completions with all
+  of their labels.
 
   Args:
-    length: the model's context.
-    token_weight: of the labels inside of steps, where the next step end's holds, too; those of step
-      ends weigh 1.
-    with_text: right completions are text to imitate, too.
+    length: the model's context, which whole completions are padded to.
+    delimiter: the token behind each step but the last.
   """
 
-  def __init__(
-    self, labels: StepLabels, length: int, seed: int, token_weight: float, with_text: bool
-  ):
-    self.labels, self.length, self.with_text = labels, length, with_text
-    self._rows = Epochs(range(len(labels)), (seed,))
-    ends = np.isfinite(labels.success)
-    columns = np.where(ends, np.arange(ends.shape[1]), ends.shape[1])
-    following = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]
-    # Behind the last step end of a row nothing is known.
-    padded = np.pad(np.nan_to_num(labels.success), ((0, 0), (0, 1)))
-    self._targets = np.take_along_axis(padded, following, axis=1)
-    is_known = following < ends.shape[1]
-    self._weights = np.where(ends, 1.0, token_weight * is_known).astype(np.float32)
+  PREFIX_TURNS = 3
+
+  def __init__(self, labels: StepLabels, length: int, seed: int, delimiter: int):
+    self.labels, self._length = labels, length
+    self._whole = Epochs([(row, NO_PREFIX) for row in range(len(labels))], (seed,))
+    groups = _distinct_prefixes(labels, delimiter)
+    self._groups = [Epochs(groups[steps], (seed, steps)) for steps in sorted(groups)]
+
+  def length(self, step: int) -> int:
+    """Positions T of step `step`'s batch."""
+    examples, _ = self._turn(step)
+    if examples is self._whole:
+      return self._length
+    longest = max(int(self.labels.prompt_length[row]) + e for row, e in examples.items)
+    return min(-(-longest // 8) * 8, self._length)
 
   def batch(self, step: int, batch_size: int, rows: Sequence[int] | np.ndarray) -> Batch:
-    """These rows of step `step`'s batch, as host arrays [len(rows), ...]."""
-    arrays = batch_lib.empty(len(rows), self.length, 1)
+    """These rows of step `step`'s batch, as host arrays [len(rows), T, ...]."""
+    examples, turn = self._turn(step)
+    arrays = batch_lib.empty(len(rows), self.length(step), 1)
     for i, row in enumerate(rows):
-      self._put(arrays, i, self._rows[step * batch_size + int(row)])
+      self._put(arrays, i, *examples[turn * batch_size + int(row)])
     return batch_lib.to_batch(arrays)
 
-  def _put(self, arrays: dict[str, np.ndarray], i: int, row: int) -> None:
+  def _turn(self, step: int) -> tuple[Epochs[tuple[int, int]], int]:
+    """What step `step`'s batch holds, and how many such batches were before it."""
+    if not self._groups:
+      return self._whole, step
+    cycle, turn = divmod(step, self.PREFIX_TURNS + 1)
+    if turn == self.PREFIX_TURNS:
+      return self._whole, cycle
+    number, group = divmod(cycle * self.PREFIX_TURNS + turn, len(self._groups))
+    return self._groups[group], number
+
+  def _put(self, arrays: dict[str, np.ndarray], i: int, row: int, end: int) -> None:
     labels = self.labels
-    P, C = int(labels.prompt_length[row]), int(labels.length[row])
-    text_weight = float(self.with_text and labels.right[row])
-    batch_lib.put_text(arrays, i, labels.prompts[row, :P], labels.tokens[row, :C], text_weight)
-    arrays["value_target"][i, P - 1 : P + C] = self._targets[row, : C + 1]
-    arrays["value_weight"][i, P - 1 : P + C] = self._weights[row, : C + 1]
+    P, C = int(labels.prompt_length[row]), int(labels.length[row] if end == NO_PREFIX else end)
+    batch_lib.put_text(arrays, i, labels.prompts[row, :P], labels.tokens[row, :C], weight=0.0)
+    ends = np.flatnonzero(np.isfinite(labels.success[row])) if end == NO_PREFIX else [end]
+    at = P - 1 + np.asarray(ends)
+    arrays["value_target"][i, at] = labels.success[row, ends]
+    arrays["value_weight"][i, at] = 1.0
+
+
+def _distinct_prefixes(labels: StepLabels, delimiter: int) -> dict[int, list[tuple[int, int]]]:
+  """Each labelled prefix that ends with a delimiter once, as (row, tokens), by its steps."""
+  found: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+  groups: dict[int, list[tuple[int, int]]] = {}
+  for row, known in enumerate(np.isfinite(labels.success)):
+    prompt = labels.prompts[row, : labels.prompt_length[row]].tobytes()
+    is_step = labels.tokens[row] == delimiter
+    for e in np.flatnonzero(known[1:] & is_step) + 1:
+      key = (prompt, labels.tokens[row, :e].tobytes())
+      if found.setdefault(key, (row, int(e))) == (row, e):
+        groups.setdefault(int(is_step[:e].sum()), []).append((row, int(e)))
+  return groups
 
 
 class StepScorer:

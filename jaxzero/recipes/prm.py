@@ -40,23 +40,20 @@ class PrmConfig:
 
   labeller: str = "samples"
   """`samples` (Math-Shepherd) or `binary_search` (OmegaPRM)."""
-  problems: int = 4096
+  problems: int = 8192
   """Training problems whose steps are labelled: those of the newest games first."""
-  rollouts: int = 8
+  rollouts: int = 4
   """Completions sampled from a prefix to label it."""
   samples: int = 8
   """Completions sampled from a bare prompt; their steps are labelled as those of stored games."""
-  explored: int = 16
+  explored: int = 32
   """The same at a high temperature, for steps that the policy seldom takes."""
-  steps: int = 2000
-  batch_size: int = 64
-  token_weight: float = 1.0
-  """Weight of the labels inside of steps, where the next step end's holds; step ends weigh 1."""
-  text_weight: float = 1.0
-  """Weight of the language model's loss on right completions, beside the labels'. This and
-  `token_weight` help a verifier to generalise (Cobbe et al. 2021, section 4.3)."""
-  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
-  evaluate_every: int = 250
+  steps: int = 16000
+  """Three of four are on distinct prefixes, the fourth on whole completions; what a first step is
+  worth is learned late."""
+  batch_size: int = 128
+  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, warmup_steps=100)
+  evaluate_every: int = 1000
   """Steps between validations; each also saves a checkpoint, and the best one counts."""
   validation_problems: int = 256
   grade_problems: int = 500
@@ -81,10 +78,6 @@ class PrmConfig:
         f"--validation-problems={self.validation_problems}, --grade-problems={self.grade_problems} "
         f"and --grade-samples={self.grade_samples} must be at least 1."
       )
-    for name in ("text_weight", "token_weight"):
-      if not 0.0 <= getattr(self, name) <= 100.0:
-        option = name.replace("_", "-")
-        raise UserError(f"--{option}={getattr(self, name)} must lie between 0 and 100.")
     if not 0 <= self.seed <= 10**8:
       raise UserError(f"--seed={self.seed} must lie in 0..{10**8}.")
     self.optimizer.check()
@@ -189,14 +182,11 @@ def games(run: Run, store: ReplayStore, count: int) -> list[tuple[Problem, list[
 def fit(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
   """Trains from the policy's parameters; keeps the checkpoint of the best validation."""
   experiment, vocab_size = run.experiment, run.tokenizer.vocab_size
-  # Without text all of the policy's loss is zero; AdamW does not see the loss's scale.
-  loss = LossConfig(value_weight=1.0 / (config.text_weight or 1.0))
+  loss = LossConfig(value_weight=1.0, policy_weight=0.0)
   trainer = Trainer(experiment.model, vocab_size, config.optimizer, loss, run.mesh, config.steps)
   labels, held_out = (StepLabels.load(run.folder / path) for path in (LABELS, VALIDATION_LABELS))
   seed = experiment.seed + 1000 * config.seed
-  examples = LabelledSteps(
-    labels, experiment.context, seed, config.token_weight, config.text_weight > 0
-  )
+  examples = LabelledSteps(labels, experiment.context, seed, run.tokenizer.step_id)
   scorer = StepScorer(experiment.model, vocab_size, run.mesh)
   state = trainer.fresh_optimizer(jax.tree.map(lambda x: x.copy(), policy))
   steps = Steps(run, "prm", "prm", trainer, state, config.batch_size, keep_best=True)

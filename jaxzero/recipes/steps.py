@@ -24,10 +24,15 @@ from jaxzero.progress import Bar
 from jaxzero.recipes.run import Run
 
 
-def train_flops(run: Run, batch_size: int) -> float:
-  """FLOPs of one train step: forward and backward (3x) over every padded position."""
-  length = run.experiment.context
-  per_token = run.experiment.model.flops_per_token(run.tokenizer.vocab_size, length)
+def train_flops(run: Run, batch_size: int, length: int = 0, with_policy: bool = True) -> float:
+  """FLOPs of one train step: forward and backward (3x) over every padded position.
+
+  length: positions of a row; 0: the whole context.
+  with_policy: next-token logits are computed, too.
+  """
+  length = length or run.experiment.context
+  vocab_size = run.tokenizer.vocab_size if with_policy else 0
+  per_token = run.experiment.model.flops_per_token(vocab_size, length)
   return 3.0 * batch_size * length * per_token
 
 
@@ -94,8 +99,9 @@ class Steps:
         if pending:
           self._check(*pending)
       pending = (self.step, hashed, metrics)
-      tokens = float(self.batch_size * run.experiment.context)
-      run.charge(self.ledger, train_flops(run, self.batch_size), time.monotonic() - begin, tokens)
+      rows, length = placed.tokens.shape
+      flops = train_flops(run, rows, length, bool(self.trainer.loss.policy_weight))
+      run.charge(self.ledger, flops, time.monotonic() - begin, float(rows * length))
       run.goodput.beat()
       if progress is not None:
         progress.advance(1)

@@ -42,8 +42,9 @@ def test_training_beats_a_constant_and_nears_the_labels_own_entropy(
   labels, scorer, tiny_model, mesh8
 ):
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=5)
-  trainer = Trainer(tiny_model, VOCAB, optimizer, LossConfig(value_weight=1.0), mesh8, 60)
-  examples = LabelledSteps(labels, PROMPT + LONGEST, 0, token_weight=0.0, with_text=False)
+  loss = LossConfig(value_weight=1.0, policy_weight=0.0)
+  trainer = Trainer(tiny_model, VOCAB, optimizer, loss, mesh8, 60)
+  examples = LabelledSteps(labels, PROMPT + LONGEST, 0, STEP)
   state = trainer.init(jax.random.key(0))
   losses = []
   for step in range(60):

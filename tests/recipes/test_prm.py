@@ -81,33 +81,44 @@ def test_labels_stand_where_steps_end_on_problems_of_their_own_split(made):
   assert result["labels"]["training"]["labels"] > result["labels"]["validation"]["labels"] > 0
 
 
-def test_batches_are_rows_of_the_labels_and_each_comes_once_an_epoch(made):
+def test_every_fourth_batch_is_whole_completions_with_all_their_labels(made):
   labels = StepLabels.load(made[0] / LABELS)
   n, context = len(labels), labels.prompts.shape[1] + labels.tokens.shape[1]
-  examples = LabelledSteps(labels, context, seed=0, token_weight=0.0, with_text=True)
-  batch = examples.batch(0, n, range(n))
+  step_id = jaxzero.load(made[0]).tokenizer.step_id
+  examples = LabelledSteps(labels, context, seed=0, delimiter=step_id)
+  batch = examples.batch(3, n, range(n))
+  assert examples.length(3) == batch.tokens.shape[1] == context
   assert batch.value_weight.sum() == np.isfinite(labels.success).sum()
   np.testing.assert_allclose(batch.value_target.sum(), np.nansum(labels.success), rtol=1e-5)
-  assert batch.hard_weight.sum() == labels.length[labels.right].sum()
-  some = examples.batch(0, n, [5, 7])
+  assert not batch.hard_weight.any(), "next tokens are not learned"
+  some = examples.batch(3, n, [5, 7])
   np.testing.assert_array_equal(some.tokens, batch.tokens[[5, 7]])
 
 
-def test_inside_of_a_step_the_label_of_its_end_holds(made):
+def test_the_other_batches_hold_each_distinct_prefix_once_an_epoch_by_its_own_label(made):
   labels = StepLabels.load(made[0] / LABELS)
-  n, context = len(labels), labels.prompts.shape[1] + labels.tokens.shape[1]
-  ends, every = (
-    LabelledSteps(labels, context, 0, weight, False).batch(0, n, range(n)) for weight in (0, 0.25)
-  )
-  for row in range(n):
-    label, weight = 0.0, 0.0
-    for t in reversed(range(context)):
-      if ends.value_weight[row, t]:
-        label, weight = ends.value_target[row, t], 0.25
-        assert every.value_weight[row, t] == 1.0
-      elif t < ends.length[row] - 1 and t >= np.argmax(ends.value_weight[row]):
-        assert every.value_weight[row, t] == weight
-      assert not every.value_weight[row, t] or every.value_target[row, t] == label
+  context = labels.prompts.shape[1] + labels.tokens.shape[1]
+  step_id = jaxzero.load(made[0]).tokenizer.step_id
+  truth = {}
+  for row in range(len(labels)):
+    prompt = tuple(labels.prompts[row, : labels.prompt_length[row]].tolist())
+    tokens = labels.tokens[row, : labels.length[row]].tolist()
+    for e, token in enumerate(tokens, start=1):
+      if token == step_id and np.isfinite(labels.success[row, e]):
+        truth[prompt + tuple(tokens[:e])] = labels.success[row, e]
+  depths = sorted({tokens.count(step_id) for tokens in truth})
+  examples = LabelledSteps(labels, context, seed=0, delimiter=step_id)
+  for turn, depth in enumerate(depths[:3]):
+    wanted = {tokens: value for tokens, value in truth.items() if tokens.count(step_id) == depth}
+    batch = examples.batch(turn, len(wanted), range(len(wanted)))
+    ends = batch.value_weight.argmax(axis=1)
+    assert (batch.value_weight.sum(axis=1) == 1).all()
+    assert (ends == batch.length - 1).all() and ends.max() < examples.length(turn) <= context
+    found = {
+      tuple(tokens[: end + 1].tolist()): target[end]
+      for tokens, end, target in zip(batch.tokens, ends, batch.value_target, strict=True)
+    }
+    assert found == wanted
 
 
 def test_the_books_hold_the_prm_beside_the_story(made, smoke_run):
