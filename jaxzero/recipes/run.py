@@ -262,9 +262,11 @@ class Run:
     """Whether the folder is new; UserError where it holds another run or something else."""
     path = self.folder / "config.json"
     try:
-      saved = json.loads(self._seen(path))
-    except ValueError as error:
-      raise UserError(f"{path} is damaged; use another folder for a new run.") from error
+      saved = config_dict(from_dict(Experiment, json.loads(self._seen(path))))
+    except (ValueError, TypeError) as error:
+      raise UserError(
+        f"{path} is damaged or of another version ({error}); use another folder for a new run."
+      ) from error
     except FileNotFoundError:
       if not is_primary():
         raise UserError(
@@ -376,13 +378,12 @@ def config_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-  """The frozen dataclass tree that `dataclasses.asdict` flattened."""
+  """The frozen dataclass tree that `dataclasses.asdict` flattened, maybe when it had fewer fields: a
+  new field's default is what was done before there was one."""
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}
-  if not isinstance(values, dict) or (wrong := sorted(known ^ set(values))):
-    raise ValueError(
-      f"missing or unknown keys {wrong}" if isinstance(values, dict) else "no object"
-    )
+  if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
+    raise ValueError(f"unknown keys {unknown}" if isinstance(values, dict) else "no object")
   kwargs = {}
   for name, value in values.items():
     if dataclasses.is_dataclass(hints[name]):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxzero.recipes.run import Run
+from jaxzero.errors import UserError
+from jaxzero.recipes.run import Run, load_experiment
 
 SMOKE = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "smoke.py"))["config"]
 
@@ -63,3 +64,18 @@ def test_a_stage_killed_anywhere_keeps_the_books_of_one_that_never_was(tmp_path)
       two_stages(folder, moments)
     assert two_stages(folder) == whole, f"killed at moment {moments}"
     assert two_stages(folder) == whole, "and once more, with nothing left to do"
+
+
+def test_a_config_from_before_a_field_was_there_means_its_default(tmp_path):
+  two_stages(tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  saved = json.loads(path.read_text())
+  del saved["improve"]["loss"]["policy_weight"]
+  path.write_text(json.dumps(saved))
+  assert load_experiment(tmp_path / "run") == SMOKE
+  two_stages(tmp_path / "run")
+  path.write_text(json.dumps({**saved, "colour": "red"}))
+  with pytest.raises(UserError, match=r"of another version \(unknown keys \['colour'\]\)"):
+    load_experiment(tmp_path / "run")
+  with pytest.raises(UserError, match=r"unknown keys \['colour'\]\); use another folder"):
+    two_stages(tmp_path / "run")
