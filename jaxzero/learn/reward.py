@@ -21,78 +21,72 @@ from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.selfplay.labels import StepLabels
 
-NO_PREFIX = -1
+WHOLE_EVERY = 4
+ROUND_UP = 8
 
 
 class LabelledSteps:
   """Batches of labelled steps; every row is a pure function of (seed, step, row).
 
-  Of four batches three hold prefixes, those that end with one step, with two and so on taking
-  turns: each distinct prefix counts the same, however often it was sampled, by the label of its own
-  end, and a batch is only as long as such prefixes are. The fourth holds whole completions with all
-  of their labels.
+  Of four batches three hold prefixes that end with a step, and one whole completions with all of
+  their labels. Each distinct prefix is as likely as any other, however often it was sampled, and
+  counts by the label of its own end; those of one batch are of like length, so that it is no longer
+  than they are.
 
   Args:
     length: the model's context, which whole completions are padded to.
     delimiter: the token behind each step but the last.
   """
 
-  PREFIX_TURNS = 3
-
   def __init__(self, labels: StepLabels, length: int, seed: int, delimiter: int):
-    self.labels, self._length = labels, length
-    self._whole = Epochs([(row, NO_PREFIX) for row in range(len(labels))], (seed,))
-    groups = _distinct_prefixes(labels, delimiter)
-    self._groups = [Epochs(groups[steps], (seed, steps)) for steps in sorted(groups)]
-
-  def length(self, step: int) -> int:
-    """Positions T of step `step`'s batch."""
-    examples, _ = self._turn(step)
-    if examples is self._whole:
-      return self._length
-    longest = max(int(self.labels.prompt_length[row]) + e for row, e in examples.items)
-    return min(-(-longest // 8) * 8, self._length)
+    self.labels, self.length, self.seed = labels, length, seed
+    self._whole = Epochs(range(len(labels)), (seed,))
+    prefixes = _distinct_prefixes(labels, delimiter)
+    longest = [labels.prompt_length[row] + e for row, e in prefixes]
+    padded = np.minimum(-(-np.asarray(longest, int) // ROUND_UP) * ROUND_UP, length)
+    self._alike = {int(T): prefixes[padded == T] for T in np.unique(padded)}
 
   def batch(self, step: int, batch_size: int, rows: Sequence[int] | np.ndarray) -> Batch:
     """These rows of step `step`'s batch, as host arrays [len(rows), T, ...]."""
-    examples, turn = self._turn(step)
-    arrays = batch_lib.empty(len(rows), self.length(step), 1)
+    if not self._alike or step % WHOLE_EVERY == WHOLE_EVERY - 1:
+      before = (step // WHOLE_EVERY if self._alike else step) * batch_size
+      arrays = batch_lib.empty(len(rows), self.length, 1)
+      for i, row in enumerate(rows):
+        self._put_whole(arrays, i, self._whole[before + int(row)])
+      return batch_lib.to_batch(arrays)
+    random = np.random.default_rng((self.seed, step))
+    sizes = np.asarray([len(some) for some in self._alike.values()])
+    length = int(random.choice(list(self._alike), p=sizes / sizes.sum()))
+    drawn = self._alike[length][random.integers(len(self._alike[length]), size=batch_size)]
+    arrays = batch_lib.empty(len(rows), length, 1)
     for i, row in enumerate(rows):
-      self._put(arrays, i, *examples[turn * batch_size + int(row)])
+      self._put_prefix(arrays, i, *drawn[int(row)])
     return batch_lib.to_batch(arrays)
 
-  def _turn(self, step: int) -> tuple[Epochs[tuple[int, int]], int]:
-    """What step `step`'s batch holds, and how many such batches were before it."""
-    if not self._groups:
-      return self._whole, step
-    cycle, turn = divmod(step, self.PREFIX_TURNS + 1)
-    if turn == self.PREFIX_TURNS:
-      return self._whole, cycle
-    number, group = divmod(cycle * self.PREFIX_TURNS + turn, len(self._groups))
-    return self._groups[group], number
+  def _put_whole(self, arrays: dict[str, np.ndarray], i: int, row: int) -> None:
+    ends = np.flatnonzero(np.isfinite(self.labels.success[row]))
+    self._put(arrays, i, row, int(self.labels.length[row]), ends)
 
-  def _put(self, arrays: dict[str, np.ndarray], i: int, row: int, end: int) -> None:
-    labels = self.labels
-    P, C = int(labels.prompt_length[row]), int(labels.length[row] if end == NO_PREFIX else end)
-    batch_lib.put_text(arrays, i, labels.prompts[row, :P], labels.tokens[row, :C], weight=0.0)
-    ends = np.flatnonzero(np.isfinite(labels.success[row])) if end == NO_PREFIX else [end]
-    at = P - 1 + np.asarray(ends)
-    arrays["value_target"][i, at] = labels.success[row, ends]
-    arrays["value_weight"][i, at] = 1.0
+  def _put_prefix(self, arrays: dict[str, np.ndarray], i: int, row: int, end: int) -> None:
+    self._put(arrays, i, row, end, np.asarray([end]))
+
+  def _put(
+    self, arrays: dict[str, np.ndarray], i: int, row: int, read: int, ends: np.ndarray
+  ) -> None:
+    labels, P = self.labels, int(self.labels.prompt_length[row])
+    batch_lib.put_text(arrays, i, labels.prompts[row, :P], labels.tokens[row, :read], weight=0.0)
+    arrays["value_target"][i, P - 1 + ends] = labels.success[row, ends]
+    arrays["value_weight"][i, P - 1 + ends] = 1.0
 
 
-def _distinct_prefixes(labels: StepLabels, delimiter: int) -> dict[int, list[tuple[int, int]]]:
-  """Each labelled prefix that ends with a delimiter once, as (row, tokens), by its steps."""
+def _distinct_prefixes(labels: StepLabels, delimiter: int) -> np.ndarray:
+  """[m, 2] int, (row, tokens read): each labelled prefix that ends with a delimiter, once."""
   found: dict[tuple[bytes, bytes], tuple[int, int]] = {}
-  groups: dict[int, list[tuple[int, int]]] = {}
   for row, known in enumerate(np.isfinite(labels.success)):
     prompt = labels.prompts[row, : labels.prompt_length[row]].tobytes()
-    is_step = labels.tokens[row] == delimiter
-    for e in np.flatnonzero(known[1:] & is_step) + 1:
-      key = (prompt, labels.tokens[row, :e].tobytes())
-      if found.setdefault(key, (row, int(e))) == (row, e):
-        groups.setdefault(int(is_step[:e].sum()), []).append((row, int(e)))
-  return groups
+    for e in np.flatnonzero(known[1:] & (labels.tokens[row] == delimiter)) + 1:
+      found.setdefault((prompt, labels.tokens[row, :e].tobytes()), (row, int(e)))
+  return np.asarray(list(found.values()), int).reshape(-1, 2)
 
 
 class StepScorer:

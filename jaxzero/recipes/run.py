@@ -378,8 +378,8 @@ def config_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-  """The frozen dataclass tree that `dataclasses.asdict` flattened, maybe when it had fewer fields: a
-  new field's default is what was done before there was one."""
+  """The frozen dataclass tree that `dataclasses.asdict` flattened, maybe when it had fewer fields:
+  the default of a new field is what was done before there was one."""
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}
   if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
