@@ -232,7 +232,7 @@ def test_a_record_holds_every_live_node_and_nothing_else(pool, inside):
 
 
 def test_what_a_host_sends_where_it_has_no_tree_is_like_those_that_it_has(pool, monkeypatch):
-  """Hosts send equally many; the batch that a host saw last may hold none of the trees asked for."""
+  """Hosts send equally many; the batch that one saw last may hold none of the trees asked for."""
   alike, gather = [], HostRows.gather
 
   def checked(hosts, own, like, first, count):
