@@ -126,7 +126,10 @@ def test_a_grade_settles_nothing(told, monkeypatch):
 
 
 def test_a_plan_is_read_as_it_was_written():
-  hard = (Approach("beam", 25, 0.7, 1.2, "min", "weighted"), Approach("mcts", tree={"depth_bonus": 1.0}))
+  hard = (
+    Approach("beam", 25, 0.7, 1.2, "min", "weighted"),
+    Approach("mcts", tree={"depth_bonus": 1.0}),
+  )
   plan = Plan(((Approach("greedy"),), hard), (0.4,))
   assert Plan.from_dict(plan.to_dict()) == plan
 
