@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, sentences, JSON."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,13 @@ import sys
 import pytest
 
 from jaxzero import cli
+from jaxzero.cli.distill import Distill
+from jaxzero.cli.think import Eval, Solve
+from jaxzero.learn.lessons import DistillConfig
+from jaxzero.recipes.prm import PrmConfig
+from jaxzero.recipes.study import ScaleConfig
+
+MANUAL = (pathlib.Path(__file__).parents[1] / "docs" / "cli.md").read_text()
 
 
 def run(capsys, *arguments):
@@ -143,9 +152,22 @@ def test_json_follows_a_link_and_leaves_it_one(smoke_run, tmp_path, capsys):
 
 
 def test_every_verb_has_help(capsys):
-  for verb in ("quickstart", "train", "solve", "eval", "report", "verify", "bench"):
+  for verb in cli._FUNCTIONS:
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0 and "usage" in out
+
+
+@pytest.mark.parametrize(
+  "verb, config",
+  [("distill", Distill), ("distill", DistillConfig), ("prm", PrmConfig), ("scale", ScaleConfig),
+   ("solve", Solve), ("eval", Eval)],
+)  # fmt: skip
+def test_every_flag_is_in_the_manual(verb, config):
+  rows = [row.split("|") for row in MANUAL.splitlines() if row.startswith("| ")]
+  told = "".join(row[2] for row in rows if verb in row[1])
+  for field in dataclasses.fields(config):
+    if field.name not in ("run", "problem", "config", "json"):
+      assert f"`--{field.name.replace('_', '-')}" in told, field.name
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

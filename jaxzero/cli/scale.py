@@ -29,11 +29,13 @@ def scale(arguments: list[str]) -> None:
   parsed.config.check()
   start_jax()
   from jaxzero.loading import load
+  from jaxzero.parallel import preemption
   from jaxzero.parallel.hosts import is_primary
   from jaxzero.recipes.scale import scale
   from jaxzero.recipes.thinkers import Rival
 
   larger = None if parsed.larger is None else Rival.of(load(parsed.larger), parsed.larger)
+  preemption.listen()
   result = scale(parsed.run, parsed.config, larger)
   if is_primary():
     _print(result, parsed.run)

@@ -1,4 +1,5 @@
-"""What is tried on the validation split for each way of thinking: equally many settings for each.
+"""What is tried on the validation split for each way of thinking: equally many settings for all of
+the same rights.
 
 A *way* is a strategy and the rights that it has: who says which of its answers is given.
 """

@@ -6,6 +6,7 @@ where it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -22,11 +23,13 @@ from jaxzero.evals.stats import paired_bootstrap
 from jaxzero.files import PathLike, as_path, read_bytes
 from jaxzero.parallel.hosts import is_primary
 from jaxzero.progress import bar
+from jaxzero.recipes.agree import differences
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import Run, load_experiment, write_json
 from jaxzero.recipes.study import ScaleConfig, Study, figures
 from jaxzero.recipes.thinkers import Rival, train_flops
 from jaxzero.search.request import ONE_TRY
+from jaxzero.tasks.base import Problem, Task
 from jaxzero.view.pictures import write_pictures
 from jaxzero.view.report import write_report
 
@@ -37,7 +40,8 @@ def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) ->
   Cells are in RUN/scale/, pictures beside them, and the report is written again.
 
   Raises:
-    UserError: a study that cannot run, an unfinished run, a larger one of another task.
+    UserError: a study that cannot run, an unfinished run, a larger one of another task, all before
+      anything is measured.
   """
   config.check()
   experiment = load_experiment(folder)
@@ -53,18 +57,27 @@ def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) ->
     study = Study(run, config)
     result = _record(study, larger)
     write_json(run.folder / "scale.json", result)
-    if study.plans:
-      plans = {way.rights: one["plan"] for way, one in study.plans.items()}
-      write_json(run.folder / "plan.json", plans)
     if is_primary():
+      _write_plans(study)
       write_pictures(result, run.folder / "scale")
       write_report(run.folder)
   return result
 
 
+def _write_plans(study: Study) -> None:
+  """RUN/plan.json: by rights, beside those that other studies of the run have made."""
+  path = study.run.folder / "plan.json"
+  plans = {way.rights: one["plan"] for way, one in study.plans.items()}
+  if plans:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+      plans = {**json.loads(read_bytes(path)), **plans}
+    write_json(path, plans)
+
+
 def _record(study: Study, larger: Rival | None) -> dict[str, Any]:
   """Everything, measured or read."""
   run, config, begin = study.run, study.config, time.monotonic()
+  others = [_other(study, name) for name in config.transfer]
   length = run.engine.max_tokens * config.validation_problems / 1000
   with bar("the mean episode", total=length, unit="k tokens") as study.progress:
     unit = study.set_unit()
@@ -78,7 +91,7 @@ def _record(study: Study, larger: Rival | None) -> dict[str, Any]:
       rows[way] = study.curve(way, tuned[way][0])
     against = _against_larger(study, larger, rows)
     stages = [study.measure(one, Way("greedy")) for one in (study.before, study.final)]
-    transfer = [_transfer(study, name) for name in config.transfer]
+    transfer = [_transfer(study, *other) for other in others]
   described = [_describe(study, way, rows[way], *tuned[way], bins) for way in study.ways]
   return {
     "task": run.task.name,
@@ -190,17 +203,22 @@ def _against_larger(
   }
 
 
-def _transfer(study: Study, name: str) -> dict[str, Any]:
-  """Both stages' greedy answers to another task's test problems."""
-  run = study.run
-  task = tasks.make(dataclasses.replace(run.experiment.task, name=name))
+def _other(study: Study, name: str) -> tuple[Task, list[Problem]]:
+  """Another task and its test problems; UserError where the run's models cannot be asked them."""
+  task = tasks.make(dataclasses.replace(study.run.experiment.task, name=name))
   problems = task.problems("test", 0, study.config.problems)
+  study.final.on(task).engine.encode(problems, len(problems))  # no prompt is too long
+  return task, problems
+
+
+def _transfer(study: Study, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
+  """Both stages' greedy answers to another task's test problems."""
   rows = {}
   for stage, thinker in (("pretrain", study.before), ("self_play", study.final)):
     rows[stage] = study.measure(thinker.on(task), Way("greedy"), problems=problems)
   after, before = rights(rows["self_play"]), rights(rows["pretrain"])
   change = paired_bootstrap(after, before, study.config.seed)
-  return {"task": name, **{s: figures(row) for s, row in rows.items()}, "change": change}
+  return {"task": task.name, **{s: figures(row) for s, row in rows.items()}, "change": change}
 
 
 def _train_time(study: Study, ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -263,9 +281,9 @@ def _same_task(experiment: Experiment, larger: Rival) -> None:
   mine, other = (
     dataclasses.replace(task, worked_examples=0) for task in (experiment.task, larger.task)
   )
-  if mine != other:
+  different = differences(dataclasses.asdict(other), dataclasses.asdict(mine))
+  if different:
     raise UserError(
-      f"the larger run solves {other.name} (numbers={other.numbers}, max_number={other.max_number}"
-      f"), this one {mine.name} (numbers={mine.numbers}, max_number={mine.max_number}); give a "
-      "larger run of the same task."
+      f"the larger run's task is another one ({', '.join(different)}); give a larger run of the "
+      "same task."
     )

@@ -1,6 +1,6 @@
 """The measurements of a scaling study: one cell for every model, strategy, rights, budget, setting
-and split. Settings are tuned on validation problems, equally many for every way of thinking; the
-test problems are only measured."""
+and split. Settings are tuned on validation problems, equally many for all ways of the same rights;
+`auto`'s plan is chosen among more chains than that. The test problems are only measured."""
 
 from __future__ import annotations
 
@@ -81,8 +81,13 @@ class Study:
       self.thinkers["verifier"] = self.final
     if (run.folder / "prm.json").exists():
       self.thinkers["prm"] = scored(run, self.final)
-    offered = tuple(one for one in config.rights if one in self.thinkers)
+    offered = tuple(one for one in RIGHTS if one in config.rights and one in self.thinkers)
     self.ways = ways(config.strategies, offered)
+    if not self.ways:
+      raise UserError(
+        f"{run.folder} offers no --rights {' '.join(config.rights)}: a verifier is heard inside "
+        "where the problem alone decides, a PRM is trained by `jaxzero prm`; give others."
+      )
     self.problems = {
       "validation": run.task.problems("validation", 0, config.validation_problems),
       "test": run.task.problems("test", 0, config.problems),

@@ -84,12 +84,20 @@ class Rival:
 
   @classmethod
   def of(cls, loaded: Loaded, folder: PathLike) -> Rival:
-    """The run that `jaxzero.load(folder)` has loaded."""
-    experiment = loaded.experiment
+    """The run that `jaxzero.load(folder)` has loaded; UserError where its ledger tells nothing."""
+    experiment, place = loaded.experiment, as_path(folder)
     thinker = _thinker(experiment, loaded.engine, loaded.params, loaded.stage, loaded.step)
-    ledger = json.loads(read_bytes(as_path(folder) / "ledger.json"))
+    if loaded.stage == "distill":  # students of one config may have had other lessons
+      identity = {**thinker.identity, "lessons": _digest(place / "distill.json")}
+      thinker = dataclasses.replace(thinker, identity=identity)
+    path = place / "ledger.json"
+    try:
+      flops = train_flops(json.loads(read_bytes(path)), loaded.stage)
+    except (FileNotFoundError, ValueError, AttributeError) as error:
+      raise UserError(
+        f"{path} does not tell what the larger model's training took ({error}); put it back."
+      ) from error
     parameters = thinker.identity["parameters"]
-    flops = train_flops(ledger, loaded.stage)
     return cls(thinker, experiment.task, experiment.seed, parameters, flops)
 
 
@@ -123,6 +131,11 @@ def fingerprint(experiment: Experiment) -> str:
   """Twelve hex digits that tell configs apart."""
   text = json.dumps(config_dict(experiment), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _digest(path: epath.Path) -> str:
+  """Twelve hex digits that tell a file's contents apart."""
+  return hashlib.sha256(read_bytes(path)).hexdigest()[:12]
 
 
 def reward_model(
@@ -160,7 +173,7 @@ def scored(run: Run, policy: Thinker) -> Thinker:
     params={"policy": policy.params, "prm": prm},
     identity={
       **policy.identity,
-      "prm": hashlib.sha256(read_bytes(run.folder / "prm.json")).hexdigest()[:12],
+      "prm": _digest(run.folder / "prm.json"),
       "prm_step": step,
     },
   )

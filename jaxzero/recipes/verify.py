@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ from jaxzero import tasks
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
 from jaxzero.files import PathLike, as_path, read_bytes, tree
+from jaxzero.recipes import prm
 from jaxzero.recipes.experiment import Experiment
 from jaxzero.recipes.run import from_dict
 from jaxzero.search.record import NO_END, RIGHT, path_to
 from jaxzero.selfplay.episode import Episode, validate
+from jaxzero.selfplay.labels import StepLabels
 from jaxzero.selfplay.replay import ReplayStore
 from jaxzero.tasks.base import Task
 from jaxzero.tasks.transcript import grade
@@ -26,6 +29,7 @@ from jaxzero.tokenizers import Tokenizer
 _ITEMS = ("params", "optimizer", "data", "meta")
 _TOKENIZER = "tokenizer/tokenizer.model"
 _RESULT = {"value", "books"}
+_LABELS = (prm.LABELS, prm.VALIDATION_LABELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ def verify(folder: PathLike) -> Verification:
   """Checks a run's folder, local or gs://, by checksums where it has them, else by reading.
 
   Checkpoints and replay shards are hashed; every episode is decoded, validated and judged again by
-  the task's verifier. JSON files have no checksum: they must parse.
+  the task's verifier. JSON files and step labels have no checksum: they must be whole.
 
   Raises:
     UserError: there is no run.
@@ -80,7 +84,7 @@ def verify(folder: PathLike) -> Verification:
     needed = any(name.split("/")[0] in ("checkpoints", "episodes") for name in sizes)
     found.findings.append(Finding(_TOKENIZER, "is missing", harmful=needed))
   for name in sizes:
-    _check_text(found, run, name)
+    _check_unhashed(found, run, name)
     if name.split("/")[-1].startswith(".") and name.endswith(".tmp"):
       found.findings.append(Finding(name, "is left from a killed write", harmful=False))
     if name.endswith(".reason.txt"):
@@ -102,7 +106,7 @@ def _attempt(found: Verification, name: str, read: Callable[[], Any]) -> Any:
     return read()
   except FileNotFoundError:
     found.findings.append(Finding(name, "is missing"))
-  except (UserError, OSError, ValueError, TypeError, KeyError) as error:
+  except (UserError, OSError, ValueError, TypeError, KeyError, EOFError, zlib.error) as error:
     found.findings.append(Finding(name, f"cannot be read ({error})"))
   return None
 
@@ -113,10 +117,12 @@ def _config(run: epath.Path) -> Experiment:
   return experiment
 
 
-def _check_text(found: Verification, run: epath.Path, name: str) -> None:
-  """Metrics, ledger, summary, results: whole JSON."""
+def _check_unhashed(found: Verification, run: epath.Path, name: str) -> None:
+  """Metrics, ledger, summary, results, a study's cells: whole JSON; step labels: whole arrays."""
   path = pathlib.PurePosixPath(name)
-  if path.parent.name not in ("", "results") or name == "config.json":
+  if name in _LABELS:
+    _attempt(found, name, lambda: StepLabels.load(run / name))
+  if str(path.parent) not in (".", "results", "scale") or name == "config.json":
     return
   if path.suffix == ".json":
     value = _attempt(found, name, lambda: json.loads(read_bytes(run / name)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxzero.errors import UserError
 from jaxzero.search.choose import Choice
+from jaxzero.search.config import TreeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Approach:
     if self.accept is not None and not 0.0 <= self.accept <= 1.0:
       raise UserError(f"accept={self.accept} of {self.strategy} must lie in 0..1.")
     self.choice(Choice())
+    unknown = sorted(set(self.tree) - {field.name for field in dataclasses.fields(TreeConfig)})
+    if unknown:
+      raise UserError(f"the tree of {self.strategy} has no {' and no '.join(unknown)}.")
 
   def choice(self, asked: Choice) -> Choice:
     """How it chooses among what was finished."""

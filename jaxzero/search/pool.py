@@ -92,8 +92,7 @@ def think(
     host = hosts.take(insight)
     own |= {n: _row(host, row) for row, n in enumerate(host.number.tolist()) if n >= 0}
     if any(0 <= n < keep_trees for n in host.number):
-      tree = thinker.record(tree) if compact else tree
-      kept = hosts.take(tree)
+      kept = hosts.take(thinker.record(tree) if compact else tree)
       trees |= {
         n: _row(kept, row) for row, n in enumerate(host.number.tolist()) if 0 <= n < keep_trees
       }
@@ -103,7 +102,8 @@ def think(
   steps = hosts.total(int(hosts.take(thoughts.positions).sum()))
   if everywhere:
     results = hosts.gather(own, _one(insight), len(problems), len(problems))
-    kept_trees = hosts.gather(trees, _one(tree), min(keep_trees, len(problems)), len(problems))
+    like = _one(jax.eval_shape(thinker.record, tree) if compact else tree)
+    kept_trees = hosts.gather(trees, like, min(keep_trees, len(problems)), len(problems))
   else:
     results, kept_trees = [own[n] for n in queue.share], [trees[n] for n in sorted(trees)]
   return Thinking(

@@ -21,9 +21,8 @@ MAX_SCRIPT = 200  # tokens of a completion
 _WORDS = MAX_SCRIPT // 4
 _SIZE, _AT, _STAGE = _WORDS, _WORDS + 1, _WORDS + 2
 ARRAY_SIZE = _WORDS + 1
-THINKING, ANSWER, RIGHT, LOST, UNDECIDED = range(
-  5
-)  # UNDECIDED: ended well formed, nothing to follow
+# UNDECIDED: ended well formed, with nothing to follow.
+THINKING, ANSWER, RIGHT, LOST, UNDECIDED = range(5)
 
 
 class Automaton:

@@ -98,10 +98,7 @@ def test_time_adds_up_over_sessions(tmp_path):
 def test_a_task_brings_its_lengths():
   found = recipe.read_config(CONFIGS / "micro.py", "programs")
   task, model = (recipe.read_config(CONFIGS / f"{name}.py", None) for name in ("programs", "micro"))
-  assert (found.task, found.max_prompt) == (
-    task.task,
-    task.max_prompt,
-  ) and found.model == model.model
+  assert (found.task, found.max_prompt, found.model) == (task.task, task.max_prompt, model.model)
   assert found.self_play.play.max_tokens == task.self_play.play.max_tokens
 
 

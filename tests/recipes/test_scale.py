@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 
-from jaxzero.errors import UserError
+from jaxzero.cli.scale import scale as cli_scale
+from jaxzero.errors import Preempted, UserError
 from jaxzero.evals.curves import rights
 from jaxzero.evals.settings import Way, grid
 from jaxzero.loading import load
+from jaxzero.parallel import preemption
+from jaxzero.recipes import scale as scale_lib
 from jaxzero.recipes import study as study_lib
 from jaxzero.recipes.scale import scale
 from jaxzero.recipes.study import ScaleConfig
@@ -128,6 +132,54 @@ def test_a_larger_run_of_another_task_is_told(run):
   other = dataclasses.replace(rival.task, max_number=99)
   with pytest.raises(UserError, match="give a larger run of the same task"):
     scale(run, CONFIG, dataclasses.replace(rival, task=other))
+
+
+def test_students_of_one_config_and_other_lessons_are_no_one_model(run, tmp_path):
+  student = dataclasses.replace(load(run), stage="distill")
+  keys = []
+  for lessons in ("paths", "trees"):
+    (tmp_path / "distill.json").write_text(json.dumps({"config": {"targets": lessons}}))
+    (tmp_path / "ledger.json").write_text("{}")
+    keys.append(Rival.of(student, tmp_path).thinker.identity)
+  assert keys[0] != keys[1] and keys[0] == {**keys[1], "lessons": keys[0]["lessons"]}
+  (tmp_path / "ledger.json").write_text("[]")
+  with pytest.raises(UserError, match=r"ledger.json does not tell"):
+    Rival.of(student, tmp_path)
+
+
+def test_a_plan_is_kept_where_another_study_makes_one_for_other_rights(run, counted):
+  before = json.loads((run / "plan.json").read_text())
+  plan, folder = {"bins": [], "edges": []}, types.SimpleNamespace(folder=run)
+  plans = {Way("auto", "value"): {"plan": plan}}
+  scale_lib._write_plans(types.SimpleNamespace(run=folder, plans=plans))
+  assert json.loads((run / "plan.json").read_text()) == {**before, "value": plan}
+  (run / "plan.json").write_text(json.dumps(before))
+
+
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
+    ({"strategies": ("mcts",), "rights": ("prm",)}, "offers no --rights prm"),
+    ({"transfer": ("chess",)}, "unknown task 'chess'"),
+    ({"transfer": ("programs",)}, "tokens, over this model's prompt limit of 16"),
+  ],
+)
+def test_what_the_run_cannot_be_asked_is_told_before_anything_is_measured(
+  smoke_run, tmp_path, change, sentence
+):
+  folder = shutil.copytree(smoke_run, tmp_path / "run")
+  with pytest.raises(UserError, match=sentence):
+    scale(folder, dataclasses.replace(CONFIG, **change))
+  assert not (folder / "scale").exists()
+
+
+def test_a_signal_stops_a_study_between_its_cells(smoke_run, tmp_path, monkeypatch):
+  folder = shutil.copytree(smoke_run, tmp_path / "run")
+  heard = lambda: monkeypatch.setattr(preemption, "reached", lambda: True)  # noqa: E731
+  monkeypatch.setattr(preemption, "listen", heard)
+  with pytest.raises(Preempted, match="a cell of the study"):
+    cli_scale([str(folder), "--problems", "4", "--strategies", "greedy"])
+  assert not (folder / "scale").exists()
 
 
 def test_training_flops_hold_all_that_made_a_model():

@@ -8,7 +8,9 @@ import pytest
 from trees import tree_arrays
 
 from jaxzero.errors import UserError
+from jaxzero.recipes.cells import Cells
 from jaxzero.recipes.verify import verify
+from jaxzero.selfplay.labels import StepLabels
 from jaxzero.selfplay.replay import ReplayStore
 
 
@@ -88,6 +90,22 @@ def test_what_has_none_must_be_whole(run, name):
   for damage in (data[: len(data) // 2], b"\xff" + data[1:], data.rstrip(b"\n")[:-1]):
     (run / name).write_bytes(damage)
     assert [finding.path for finding in verify(run).damage] == [name]
+
+
+def test_a_studys_cells_and_step_labels_must_be_whole_too(run):
+  cells, tokens = Cells(run / "scale"), np.arange(12, dtype=np.int32).reshape(3, 4)
+  cells.get({"budget": 1}, lambda: {"right": "01"})
+  length, right = np.full(3, 4, np.int32), np.ones(3, bool)
+  labels = StepLabels(tokens, length, tokens, length, np.zeros((3, 5), np.float32), right)
+  labels.save(run / "prm" / "labels.npz")
+  assert verify(run).findings == []
+  for path in (cells.path({"budget": 1}), run / "prm" / "labels.npz"):
+    data = path.read_bytes()
+    flipped = data[: len(data) // 5] + b"\xff\xff" + data[len(data) // 5 + 2 :]
+    for damage in (data[: len(data) // 2], flipped, b""):
+      path.write_bytes(damage)
+      assert [one.path for one in verify(run).damage] == [str(path.relative_to(run))]
+    path.write_bytes(data)
 
 
 def test_an_episode_whose_verdict_is_not_the_verifiers_is_found(run):

@@ -126,7 +126,10 @@ def test_a_grade_settles_nothing(told, monkeypatch):
 
 
 def test_a_plan_is_read_as_it_was_written():
-  hard = (Approach("beam", 25, 0.7, 1.2, "min", "weighted"), Approach("mcts", tree={"A": 1}))
+  hard = (
+    Approach("beam", 25, 0.7, 1.2, "min", "weighted"),
+    Approach("mcts", tree={"depth_bonus": 1.0}),
+  )
   plan = Plan(((Approach("greedy"),), hard), (0.4,))
   assert Plan.from_dict(plan.to_dict()) == plan
 
@@ -145,6 +148,7 @@ def test_bins_are_parted_at_their_edges():
     (lambda: Approach("greedy", tokens=0), "tokens=0"),
     (lambda: Approach("greedy", accept=1.5), "accept=1.5"),
     (lambda: Approach("greedy", vote="loud"), "vote='loud'"),
+    (lambda: Approach("mcts", tree={"depth": 1}), "tree of mcts has no depth"),
     (lambda: Plan.from_dict({"edges": []}), "no plan"),
     (lambda: Plan.from_dict({"bins": [[{"speed": 1}]], "edges": []}), "no plan"),
   ],

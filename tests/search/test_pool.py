@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from programs import Program
 
+from jaxzero.parallel.rows import HostRows
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.search import think as think_lib
 from jaxzero.search.choose import end_tokens
@@ -228,6 +229,20 @@ def test_a_record_holds_every_live_node_and_nothing_else(pool, inside):
       ends += tree.terminal[node]
     assert record.parent[0] == record.verdict[0] == -1 and record.prior[0] == 0
   assert ends > COUNT
+
+
+def test_what_a_host_sends_where_it_has_no_tree_is_like_those_that_it_has(pool, monkeypatch):
+  """Hosts send equally many; the batch that one saw last may hold none of the trees asked for."""
+  alike, gather = [], HostRows.gather
+
+  def checked(hosts, own, like, first, count):
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), [like, *own.values()])
+    alike.extend(one == shapes[0] for one in shapes[1:])
+    return gather(hosts, own, like, first, count)
+
+  monkeypatch.setattr(HostRows, "gather", checked)
+  pool(keep_trees=1, compact=True)
+  assert len(alike) == COUNT + 1 and all(alike)
 
 
 def test_a_tree_on_paper_is_the_tree(whole, pool, tokenizer, many):

@@ -55,13 +55,8 @@ def meter(engine1, quick_compiles):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(PolicyValueTransformer, "extend", counting)
     shape = engine1.max_prompt, engine1.max_tokens
-    yield (
-      Metered(engine1.model, engine1.tokenizer, engine1.task, engine1.mesh, *shape),
-      (
-        written,
-        decoded,
-      ),
-    )
+    metered = Metered(engine1.model, engine1.tokenizer, engine1.task, engine1.mesh, *shape)
+    yield metered, (written, decoded)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
