@@ -84,10 +84,17 @@ class Rival:
 
   @classmethod
   def of(cls, loaded: Loaded, folder: PathLike) -> Rival:
-    """The run that `jaxzero.load(folder)` has loaded."""
+    """The run that `jaxzero.load(folder)` has loaded; UserError where its ledger is damaged."""
     experiment = loaded.experiment
     thinker = _thinker(experiment, loaded.engine, loaded.params, loaded.stage, loaded.step)
-    ledger = json.loads(read_bytes(as_path(folder) / "ledger.json"))
+    path = as_path(folder) / "ledger.json"
+    try:
+      ledger = json.loads(read_bytes(path))
+    except (FileNotFoundError, ValueError) as error:
+      raise UserError(
+        f"{path} is missing or damaged, so nobody knows what training that run took; let its own "
+        "command finish."
+      ) from error
     parameters = thinker.identity["parameters"]
     flops = train_flops(ledger, loaded.stage)
     return cls(thinker, experiment.task, experiment.seed, parameters, flops)
