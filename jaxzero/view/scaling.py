@@ -1,4 +1,5 @@
-"""The report's chapter on scaling: what thinking and training bought, from RUN/scale.json."""
+"""The report's chapter on scaling: what thinking and training bought, from RUN/scale.json, and how
+good the process reward model is, from RUN/prm.json."""
 
 from __future__ import annotations
 
@@ -27,7 +28,6 @@ def scaling_sections(scale: Mapping[str, Any]) -> str:
     _train_time(scale["train_time"]),
     _larger(scale),
     _transfer(scale["transfer"], scale["train_time"]["test"]),
-    _prm(scale["prm"]),
   ]
   return "".join(part for part in parts if part)
 
@@ -258,8 +258,8 @@ def _transfer(transfer: Sequence[Mapping[str, Any]], ends: Sequence[Mapping[str,
   return section("Task by task", table(head, rows), note)
 
 
-def _prm(prm: Mapping[str, Any] | None) -> str:
-  """The process reward model's grades, beside the value head's."""
+def prm_section(prm: Mapping[str, Any] | None) -> str:
+  """The process reward model's grades, beside the value head's, from RUN/prm.json."""
   grades = (prm or {}).get("grades")
   if not grades:
     return ""
