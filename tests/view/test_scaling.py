@@ -86,6 +86,13 @@ def test_what_was_not_measured_is_left_out():
   ]
 
 
+def test_an_accuracy_that_costs_nothing_has_no_ratio():
+  value = scale()
+  point = next(iter(value["auto"].values()))["points"][0]
+  point |= {"accuracy": 0.0, "curve_tokens": 0.0, "ratio": 7e9, "ci95": [3e9, 4e11]}
+  assert "7000000000" not in scaling_sections(value)
+
+
 def test_a_mixtures_tasks_are_told_apart():
   value = scale()
   for end, share in zip(value["train_time"]["test"], (0.111, 0.555), strict=True):
