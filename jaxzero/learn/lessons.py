@@ -56,6 +56,8 @@ class DistillConfig:
       if getattr(self, name) < least:
         option = name.replace("_", "-")
         raise UserError(f"--{option} {getattr(self, name)} must be at least {least}.")
+    if self.nodes > 65_536:
+      raise UserError(f"--nodes {self.nodes} must be at most 65536.")
     if not 0.0 <= self.supervised_share <= 1.0:
       raise UserError(f"--supervised-share {self.supervised_share} must lie between 0 and 1.")
     if not 0 <= self.seed <= 10**8:

@@ -144,7 +144,11 @@ def _lesson(
 
 
 def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
-  """Writes down what this student learns from; UserError where it began with something else."""
+  """Writes down what this student learns from.
+
+  Raises:
+    UserError: the folder holds a student that has begun with something else, or another run.
+  """
   about = {
     "config": dataclasses.asdict(config),
     "teacher": {"run": str(teacher.folder), "stage": teacher.stage, "step": teacher.step},
@@ -155,8 +159,13 @@ def _check_lesson(run: Run, teacher: TeacherRun, config: DistillConfig) -> None:
     return json.loads(read_bytes(path)) if path.exists() else None
 
   before = by_primary(saved)
-  if before is None:
+  if not by_primary((run.folder / "checkpoints").exists):
     write_json(path, about)
+  elif before is None:
+    raise UserError(
+      f"{run.folder} holds a run of its own, which a student would overwrite; give another --out "
+      "folder."
+    )
   elif before != about:
     different = sorted(
       f"{name}: {before[part].get(name)} there, {value} here"

@@ -6,21 +6,22 @@ where it was.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.evals.curves import BINS, by_bin, compare, rank_bins, rights, token_ratio, trend
 from jaxzero.evals.settings import Way, grid
 from jaxzero.evals.stats import paired_bootstrap
-from jaxzero.files import PathLike, as_path, read_bytes
+from jaxzero.files import PathLike, as_path, make_folder, read_bytes, write_atomic
 from jaxzero.parallel.hosts import is_primary
 from jaxzero.progress import bar
 from jaxzero.recipes.agree import differences
@@ -29,7 +30,6 @@ from jaxzero.recipes.run import Run, load_experiment, write_json
 from jaxzero.recipes.study import ScaleConfig, Study, figures
 from jaxzero.recipes.thinkers import Rival, train_flops
 from jaxzero.search.request import ONE_TRY
-from jaxzero.tasks.base import Problem, Task
 from jaxzero.view.pictures import write_pictures
 from jaxzero.view.report import write_report
 
@@ -37,7 +37,8 @@ from jaxzero.view.report import write_report
 def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) -> dict[str, Any]:
   """Measures a finished run; returns what RUN/scale.json holds (docs/cli.md).
 
-  Cells are in RUN/scale/, pictures beside them, and the report is written again.
+  Cells are in RUN/scale/, pictures beside them, and the report is written again. What another
+  study of this run found is kept in RUN/scale/earlier/, and `auto`'s plans under other rights stay.
 
   Raises:
     UserError: a study that cannot run, an unfinished run, a larger one of another task, all before
@@ -56,28 +57,50 @@ def scale(folder: PathLike, config: ScaleConfig, larger: Rival | None = None) ->
     run.go_on()
     study = Study(run, config)
     result = _record(study, larger)
-    write_json(run.folder / "scale.json", result)
     if is_primary():
-      _write_plans(study)
+      _keep_earlier(run.folder, result)
+    write_json(run.folder / "scale.json", result)
+    if study.plans:
+      plans = {way.rights: one["plan"] for way, one in study.plans.items()}
+      write_json(run.folder / "plan.json", {**_plans(run.folder), **plans})
+    if is_primary():
       write_pictures(result, run.folder / "scale")
       write_report(run.folder)
   return result
 
 
-def _write_plans(study: Study) -> None:
-  """RUN/plan.json: by rights, beside those that other studies of the run have made."""
-  path = study.run.folder / "plan.json"
-  plans = {way.rights: one["plan"] for way, one in study.plans.items()}
-  if plans:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-      plans = {**json.loads(read_bytes(path)), **plans}
-    write_json(path, plans)
+def _keep_earlier(folder: epath.Path, result: dict[str, Any]) -> None:
+  """Copies a scale.json that says something else to RUN/scale/earlier/, and tells so."""
+  path = folder / "scale.json"
+  try:
+    earlier = read_bytes(path)
+    same = _lasting(json.loads(earlier)) == _lasting(result)
+  except (FileNotFoundError, ValueError):  # none, or torn: nothing to keep
+    return
+  if not same:
+    kept = folder / "scale" / "earlier" / f"{hashlib.sha256(earlier).hexdigest()[:12]}.json"
+    make_folder(kept.parent)
+    write_atomic(kept, earlier)
+    print(f"jaxzero: another study was in {path}; it is kept as {kept}.", file=sys.stderr)
+
+
+def _lasting(record: dict[str, Any]) -> str:
+  """What two runs of one study agree in."""
+  found = {name: value for name, value in record.items() if name not in ("ledger", "wall_s")}
+  return json.dumps(found, sort_keys=True)
+
+
+def _plans(folder: epath.Path) -> dict[str, Any]:
+  """RUN/plan.json; empty where it is missing or torn."""
+  try:
+    return json.loads(read_bytes(folder / "plan.json"))
+  except (FileNotFoundError, ValueError):
+    return {}
 
 
 def _record(study: Study, larger: Rival | None) -> dict[str, Any]:
   """Everything, measured or read."""
   run, config, begin = study.run, study.config, time.monotonic()
-  others = [_other(study, name) for name in config.transfer]
   length = run.engine.max_tokens * config.validation_problems / 1000
   with bar("the mean episode", total=length, unit="k tokens") as study.progress:
     unit = study.set_unit()
@@ -91,7 +114,7 @@ def _record(study: Study, larger: Rival | None) -> dict[str, Any]:
       rows[way] = study.curve(way, tuned[way][0])
     against = _against_larger(study, larger, rows)
     stages = [study.measure(one, Way("greedy")) for one in (study.before, study.final)]
-    transfer = [_transfer(study, *other) for other in others]
+    transfer = [_transfer(study, name) for name in study.others]
   described = [_describe(study, way, rows[way], *tuned[way], bins) for way in study.ways]
   return {
     "task": run.task.name,
@@ -203,16 +226,9 @@ def _against_larger(
   }
 
 
-def _other(study: Study, name: str) -> tuple[Task, list[Problem]]:
-  """Another task and its test problems; UserError where the run's models cannot be asked them."""
-  task = tasks.make(dataclasses.replace(study.run.experiment.task, name=name))
-  problems = task.problems("test", 0, study.config.problems)
-  study.final.on(task).engine.encode(problems, len(problems))  # no prompt is too long
-  return task, problems
-
-
-def _transfer(study: Study, task: Task, problems: Sequence[Problem]) -> dict[str, Any]:
+def _transfer(study: Study, name: str) -> dict[str, Any]:
   """Both stages' greedy answers to another task's test problems."""
+  task, problems = study.others[name]
   rows = {}
   for stage, thinker in (("pretrain", study.before), ("self_play", study.final)):
     rows[stage] = study.measure(thinker.on(task), Way("greedy"), problems=problems)
@@ -278,12 +294,12 @@ def _prm(run: Run) -> dict[str, Any] | None:
 
 
 def _same_task(experiment: Experiment, larger: Rival) -> None:
-  mine, other = (
-    dataclasses.replace(task, worked_examples=0) for task in (experiment.task, larger.task)
+  there, here = (
+    dataclasses.asdict(dataclasses.replace(task, worked_examples=0))
+    for task in (larger.task, experiment.task)
   )
-  different = differences(dataclasses.asdict(other), dataclasses.asdict(mine))
-  if different:
+  if different := differences(there, here):
     raise UserError(
-      f"the larger run's task is another one ({', '.join(different)}); give a larger run of the "
-      "same task."
+      f"the larger run has other problems than this one ({', '.join(different)}); give a larger "
+      "run of the same task."
     )

@@ -10,20 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from jaxzero import tasks
 from jaxzero.errors import UserError
 from jaxzero.evals.curves import pack, rights
 from jaxzero.evals.evaluate import evaluate
-from jaxzero.evals.plan import Candidate, chains, make_plan
+from jaxzero.evals.plan import BINS, Candidate, chains, make_plan
 from jaxzero.evals.settings import RIGHTS, Way, grid, search_arguments, ways
 from jaxzero.progress import Bar
 from jaxzero.recipes.cells import Cells
 from jaxzero.recipes.run import Run
 from jaxzero.recipes.stages import charge_evaluation
 from jaxzero.recipes.thinkers import Thinker, foresee, of_stage, scored
+from jaxzero.search.budget import Budget
 from jaxzero.search.plan import Plan
 from jaxzero.search.request import ONE_TRY
 from jaxzero.search.strategies import STRATEGIES
-from jaxzero.tasks.base import Problem
+from jaxzero.tasks.base import Problem, Task
 
 _PLANNED = ("mcts", "best_of_n")
 """Strategies that `auto`'s plan is made of, beside a greedy try."""
@@ -65,12 +67,21 @@ class ScaleConfig:
           f"--{name} {' '.join(unknown) or 'without a name'} is unknown; choose among "
           f"{', '.join(choices)}."
         )
+    if "auto" in self.strategies and self.validation_problems < BINS:
+      raise UserError(
+        f"--validation-problems {self.validation_problems} make no {BINS} bins for the plan of "
+        f"auto; give at least {BINS}, or leave auto out of --strategies."
+      )
     if not 0 <= self.seed < 2**20:
       raise UserError(f"--seed {self.seed} must lie in 0..{2**20 - 1}.")
 
 
 class Study:
-  """What is measured on one run. `progress` is told of every cell, measured or read."""
+  """What is measured on one run. `progress` is told of every cell, measured or read.
+
+  Raises:
+    UserError: what the run cannot be asked, before anything is measured.
+  """
 
   def __init__(self, run: Run, config: ScaleConfig):
     self.run, self.config = run, config
@@ -81,25 +92,34 @@ class Study:
       self.thinkers["verifier"] = self.final
     if (run.folder / "prm.json").exists():
       self.thinkers["prm"] = scored(run, self.final)
-    offered = tuple(one for one in RIGHTS if one in config.rights and one in self.thinkers)
-    self.ways = ways(config.strategies, offered)
+    offered = tuple(one for one in RIGHTS if one in self.thinkers)
+    self.ways = ways(config.strategies, tuple(one for one in offered if one in config.rights))
     if not self.ways:
       raise UserError(
-        f"{run.folder} offers no --rights {' '.join(config.rights)}: a verifier is heard inside "
-        "where the problem alone decides, a PRM is trained by `jaxzero prm`; give others."
+        f"--strategies {' '.join(config.strategies)} --rights {' '.join(config.rights)} leave "
+        f"nothing to measure: {run.folder} offers the rights {', '.join(offered)}."
       )
     self.problems = {
       "validation": run.task.problems("validation", 0, config.validation_problems),
       "test": run.task.problems("test", 0, config.problems),
     }
+    self.others = {name: self._other(name) for name in config.transfer}
     self.plans: dict[Way, dict[str, Any]] = {}
     self.budgets: list[int] = []  # of `config.budgets`, in forward tokens; known after `set_unit`
     self.progress: Bar
+
+  def _other(self, name: str) -> tuple[Task, list[Problem]]:
+    """Another task of the same sizes, and its test problems, whose prompts the model can hold."""
+    task = tasks.make(dataclasses.replace(self.run.experiment.task, name=name))
+    problems = task.problems("test", 0, self.config.problems)
+    self.final.on(task).engine.encode(problems, len(problems))
+    return task, problems
 
   def set_unit(self) -> float:
     """Measures the mean sampled episode, in tokens, and sets the budgets by it."""
     unit = self.measure(self.final, Way("sample"), "validation")["forward_tokens_per_problem"]
     self.budgets = [max(1, round(unit * multiple)) for multiple in self.config.budgets]
+    Budget(max(self.budgets))
     return unit
 
   def measure(

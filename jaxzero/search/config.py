@@ -180,13 +180,10 @@ class Lanes:
 
   def check(self) -> None:
     """Raises UserError for lanes that cannot run."""
-    if not 1 <= self.width <= 1024:
-      raise UserError(f"lanes.width={self.width} must lie in 1..1024.")
-    if self.expansion < 1 or self.steps_ahead < 1:
-      raise UserError(
-        f"lanes.expansion={self.expansion} and lanes.steps_ahead={self.steps_ahead} must be at "
-        "least 1."
-      )
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not 1 <= value <= 1024:
+        raise UserError(f"lanes.{field.name}={value} must lie in 1..1024.")
 
   def ahead(self, strategy: str) -> int:
     """How many steps a lane is rolled forward."""

@@ -7,26 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxzero.view.lines import STRATEGY_NAMES
 from jaxzero.view.page import duration, interval, missing, percent, points, section, table
 from jaxzero.view.plots import Series, escape, figure, si, tone
 
 Eval = Mapping[str, Any]
 
 _STAGES = {
-  "pretrain": "Pre-training",
-  "selfplay": "Self-play games",
-  "learn": "Learning from them",
-  "control": "Control",
-  "eval": "Evaluation",
+  "pretrain": ("Pre-training", 0),
+  "selfplay": ("Self-play games", 1),
+  "learn": ("Learning from them", 3),
+  "control": ("Control", 2),
+  "teacher": ("The teacher's searches", 1),
+  "distill": ("Distillation", 3),
+  "prm": ("Process reward model", 6),
+  "eval": ("Evaluation", 4),
 }
-STRATEGIES = {
-  "greedy": "greedy",
-  "sample": "sample@k",
-  "majority": "majority vote",
-  "best_of_n": "best of N",
-  "best_first": "best-first",
-  "mcts": "tree search",
-}
+"""Entries of the ledger: name and tone."""
 _CURVES = ("search", "search_supervised", "sample", "sample_supervised")
 
 
@@ -105,7 +102,7 @@ def test_curve(summary: Mapping) -> str:
   seen: set[str] = set()
   series, rows = [], []
   for (source, strategy), results in groups.items():
-    name = STRATEGIES.get(strategy, strategy)
+    name = STRATEGY_NAMES.get(strategy, strategy)
     before = source.endswith("supervised")
     name += ", supervised" if before else ", self-play" if source == "self_play" else ""
     results = sorted(results, key=lambda e: e["forward_tokens_per_problem"])
@@ -194,23 +191,23 @@ def control_table(summary: Mapping, ledger: Mapping) -> str:
 
 
 def compute(ledger: Mapping) -> str:
-  stages = [s for s in (*_STAGES, *(ledger.keys() - _STAGES.keys())) if s in ledger]
+  stages = [s for s in (*_STAGES, *sorted(ledger.keys() - _STAGES.keys())) if s in ledger]
   if not stages:
     return section("Where the compute went", missing("the ledger", "summary.json"))
+  looks = {s: _STAGES.get(s, (escape(s), 5)) for s in stages}
   bars, shares = "", {}
   for column in ("flops", "seconds"):
     total = math.fsum(ledger[s][column] for s in stages) or 1.0
     shares[column] = {s: ledger[s][column] / total for s in stages}
     parts = "".join(
-      f'<i style="flex-grow:{share:.5f};background:{tone(_stage_tone(s))}" '
-      f'title="{escape(_STAGES.get(s, s))} {percent(share)}"></i>'
+      f'<i style="flex-grow:{share:.5f};background:{tone(looks[s][1])}" '
+      f'title="{looks[s][0]} {percent(share)}"></i>'
       for s, share in shares[column].items()
       if share > 0
     )
     bars += f"<span>{ {'flops': 'FLOP', 'seconds': 'time'}[column] }</span><div>{parts}</div>"
   rows = [
-    f'<tr><th><i class="dot" style="background:{tone(_stage_tone(s))}"></i>'
-    f"{escape(_STAGES.get(s, s))}"
+    f'<tr><th><i class="dot" style="background:{tone(looks[s][1])}"></i>{looks[s][0]}'
     f"<td>{si(ledger[s]['flops'])}<td>{percent(shares['flops'][s])}"
     f"<td>{duration(ledger[s]['seconds'])}<td>{percent(shares['seconds'][s])}"
     f"<td>{si(ledger[s]['forward_tokens'])}"
@@ -223,8 +220,3 @@ def compute(ledger: Mapping) -> str:
   )
   content = f'<div class="stack">{bars}</div>{table(head, rows)}'
   return section("Where the compute went", content, note)
-
-
-def _stage_tone(stage: str) -> int:
-  known = {"pretrain": 0, "selfplay": 1, "learn": 3, "control": 2, "eval": 4}
-  return known.get(stage, 5)

@@ -56,7 +56,7 @@ font-size:13.5px;color:var(--muted);margin-bottom:14px}
 details{margin-top:14px}summary{cursor:pointer;color:var(--accent);font-size:14.5px}
 details>.scroll{margin-top:8px}
 .panel{margin-top:16px}.panel h3{font:600 17px ui-monospace,Menlo,Consolas,monospace}
-.scroll{overflow-x:auto}pre{font-size:12.5px;line-height:1.5;margin:0}
+.scroll{overflow-x:auto}.scroll+.scroll{margin-top:26px}pre{font-size:12.5px;line-height:1.5;margin:0}
 dl{display:grid;grid-template-columns:auto 1fr;gap:4px 16px;margin:10px 0 16px;font-size:14.5px}
 dt{color:var(--muted)}dd{margin:0;min-width:0;overflow-wrap:anywhere}
 code{font:14px ui-monospace,Menlo,Consolas,monospace}

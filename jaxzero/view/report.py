@@ -11,10 +11,11 @@ from etils.epath import Path
 from jaxzero.errors import UserError
 from jaxzero.files import PathLike, as_path, read_jsonl, write_atomic
 from jaxzero.view import chapters
-from jaxzero.view.chapters import STRATEGIES, Eval
+from jaxzero.view.chapters import Eval
+from jaxzero.view.lines import STRATEGY_NAMES
 from jaxzero.view.page import duration, html_page, interval, missing, percent, section
 from jaxzero.view.plots import escape, si, tone
-from jaxzero.view.scaling import scaling_sections
+from jaxzero.view.scaling import prm_section, scaling_sections
 from jaxzero.view.tree import tree_key, tree_svg, tree_text
 
 _NODES_DRAWN = 48
@@ -23,7 +24,7 @@ _NODES_DRAWN = 48
 def write_report(folder: PathLike) -> Path:
   """Builds RUN/report.html from what the run has written so far; returns its path.
 
-  Reads summary.json, metrics.jsonl, scale.json, trees.json and, without a summary, ledger.json.
+  Reads summary.json, metrics.jsonl, scale.json, prm.json, trees.json and ledger.json.
   What is missing is named on the page; without summary.json the page says "unfinished".
 
   Raises:
@@ -47,16 +48,21 @@ def report_html(run: Path) -> str:
   trees = _read_trees(run / "trees.json")
   finished = summary is not None
   summary = summary or {}
-  ledger = summary.get("ledger") or _read_object(run / "ledger.json") or {}
   summary_path, ledger_path = run / "summary.json", run / "ledger.json"
+  # Jobs beside the story (prm, scale) are charged to the file alone.
+  newest = _read_object(ledger_path)
+  ledger, ledger_path = (
+    (summary.get("ledger") or {}, summary_path) if newest is None else (newest, ledger_path)
+  )
   body = [
     _guard(summary_path, _header, run, summary, finished, metrics),
     _guard(summary_path, _headline, summary),
     _guard(metrics_path, chapters.train_curve, metrics),
     _guard(summary_path, chapters.test_curve, summary),
     _guard(run / "scale.json", _scaling, _read_object(run / "scale.json")),
+    _guard(run / "prm.json", prm_section, _read_object(run / "prm.json")),
     _guard(summary_path, chapters.control_table, summary, ledger),
-    _guard(summary_path if finished else ledger_path, chapters.compute, ledger),
+    _guard(ledger_path, chapters.compute, ledger),
     _guard(run / "trees.json", _trees, trees),
   ]
   task = escape(summary.get("task", "run"))
@@ -117,7 +123,7 @@ def _headline(summary: Mapping) -> str:
 
 
 def _cost(result: Eval) -> str:
-  name = STRATEGIES.get(result["strategy"], result["strategy"])
+  name = STRATEGY_NAMES.get(result["strategy"], result["strategy"])
   return f"{name}, {result['forward_tokens_per_problem']:,.0f} forward tokens per problem"
 
 

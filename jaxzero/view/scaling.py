@@ -1,4 +1,5 @@
-"""The report's chapter on scaling: what thinking and training bought, from RUN/scale.json."""
+"""The report's chapter on scaling: what thinking and training bought, from RUN/scale.json, and how
+good the process reward model is, from RUN/prm.json."""
 
 from __future__ import annotations
 
@@ -27,7 +28,6 @@ def scaling_sections(scale: Mapping[str, Any]) -> str:
     _train_time(scale["train_time"]),
     _larger(scale),
     _transfer(scale["transfer"], scale["train_time"]["test"]),
-    _prm(scale["prm"]),
   ]
   return "".join(part for part in parts if part)
 
@@ -133,8 +133,7 @@ def _difficulty(scale: Mapping[str, Any]) -> str:
 def _auto(auto: Mapping[str, Any]) -> str:
   rows = [
     f"<tr><th>{RIGHTS_NAMES[rights]}<td>{p['budget']:g}<td><b>{percent(p['accuracy'])}</b>"
-    f"<td>{p['tokens']:,.1f}<td>{p['curve_tokens']:,.1f}<td><b>{p['ratio']:.2f}</b>"
-    f"<td>{p['ci95'][0]:.2f} to {p['ci95'][1]:.2f}<td>{percent(p['reached'])}"
+    f"<td>{p['tokens']:,.1f}<td>{p['curve_tokens']:,.1f}{_ratio(p)}<td>{percent(p['reached'])}"
     f"<td>{one['tried']} / {one['against_tried']}"
     for rights, one in auto.items()
     for p in one["points"]
@@ -155,6 +154,14 @@ def _auto(auto: Mapping[str, Any]) -> str:
     "problems, which it has not seen, are compared."
   )
   return section("Compute-optimal thinking", table(head, rows), note)
+
+
+def _ratio(point: Mapping[str, Any]) -> str:
+  """Two cells; empty where nothing was solved, which best-of-N gets for no token."""
+  if not point["curve_tokens"]:
+    return "<td><td>"
+  low, high = point["ci95"]
+  return f"<td><b>{point['ratio']:.2f}</b><td>{low:.2f} to {high:.2f}"
 
 
 def _train_time(train: Mapping[str, Any]) -> str:
@@ -258,8 +265,8 @@ def _transfer(transfer: Sequence[Mapping[str, Any]], ends: Sequence[Mapping[str,
   return section("Task by task", table(head, rows), note)
 
 
-def _prm(prm: Mapping[str, Any] | None) -> str:
-  """The process reward model's grades, beside the value head's."""
+def prm_section(prm: Mapping[str, Any] | None) -> str:
+  """The process reward model's grades, beside the value head's, from RUN/prm.json."""
   grades = (prm or {}).get("grades")
   if not grades:
     return ""

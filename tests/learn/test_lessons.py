@@ -107,6 +107,7 @@ def test_another_tokenizer_reads_the_same_text(task, tokenizer, episodes):
   [
     ({"steps": 0}, "--steps 0"),
     ({"batch_size": 0}, "--batch-size 0"),
+    ({"nodes": 65_537}, "--nodes 65537"),
     ({"rounds": -1}, "--rounds -1"),
     ({"evaluate_every": 0}, "--evaluate-every 0"),
     ({"supervised_share": 1.5}, "--supervised-share 1.5"),

@@ -104,6 +104,24 @@ def test_the_same_command_again_only_reads_the_result(taught, teacher, student, 
     distill(teacher, student, dataclasses.replace(CONFIG, steps=13), folder)
 
 
+def test_a_run_that_is_no_student_is_left_alone(taught, teacher, student, tmp_path):
+  other = shutil.copytree(taught[0], tmp_path / "other")
+  (other / "distill.json").unlink()
+  before = (other / "metrics.jsonl").read_bytes()
+  with pytest.raises(UserError, match="holds a run of its own"):
+    distill(teacher, student, CONFIG, other)
+  assert (other / "metrics.jsonl").read_bytes() == before and not (other / "distill.json").exists()
+
+
+def test_what_has_not_begun_may_still_learn_something_else(teacher, student, tmp_path, monkeypatch):
+  monkeypatch.setattr(distill_lib, "right_ends", lambda *_: [])
+  with pytest.raises(UserError, match="finds no right end of 32 problems in trees of 160 nodes"):
+    distill(teacher, student, CONFIG, tmp_path / "student")
+  monkeypatch.setattr(distill_lib, "_teach", lambda *_: {})
+  more = dataclasses.replace(CONFIG, nodes=320)
+  assert distill(teacher, student, more, tmp_path / "student") == {}
+
+
 def test_a_stopped_student_ends_in_the_same_bits(taught, teacher, student, tmp_path, monkeypatch):
   folder, _ = taught
   stopped, done = tmp_path / "stopped", 0

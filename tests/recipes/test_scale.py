@@ -104,6 +104,41 @@ def test_auto_thinks_by_the_runs_plan(run, counted):
   assert loaded.solve(problem.prompt, "auto", budget=60).forward_tokens <= 60
 
 
+def test_another_study_loses_neither_record_nor_plan(run, counted, tmp_path, capsys):
+  other = shutil.copytree(run, tmp_path / "run")
+  before, plan = (other / "scale.json").read_bytes(), {"value": {"bins": [], "edges": []}}
+  (other / "plan.json").write_text(json.dumps(plan))
+  for _ in range(2):  # the second time nothing differs
+    result = scale(other, CONFIG)
+  assert result["larger"] is None
+  (kept,) = (other / "scale" / "earlier").iterdir()
+  assert kept.read_bytes() == before and str(kept) in capsys.readouterr().err
+  plans = json.loads((other / "plan.json").read_text())
+  assert plans == {**plan, "verifier": counted[0]["auto"]["verifier"]["plan"]}
+
+
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
+    ({"transfer": ("sums",)}, "unknown task 'sums'"),
+    ({"budgets": (1, 100_000)}, "must lie in 1..65536"),
+    ({"strategies": ("best_of_n",), "rights": ("prm",)}, "leave nothing to measure"),
+    ({"validation_problems": 3}, "--validation-problems 3 make no 4 bins"),
+  ],
+)
+def test_what_a_run_cannot_be_asked_is_refused_before_it_is_measured(
+  run, counted, monkeypatch, change, sentence
+):
+  monkeypatch.setattr(study_lib, "charge_evaluation", None)  # no cell is new
+  with pytest.raises(UserError, match=sentence):
+    scale(run, dataclasses.replace(CONFIG, **change))
+
+
+def test_a_larger_run_without_books_is_told(run, tmp_path):
+  with pytest.raises(UserError, match=r"ledger\.json is missing or damaged"):
+    Rival.of(load(run), tmp_path)
+
+
 @pytest.mark.parametrize(
   "change, sentence",
   [
@@ -130,7 +165,7 @@ def test_an_unfinished_run_is_told(run, counted, tmp_path):
 def test_a_larger_run_of_another_task_is_told(run):
   rival = Rival.of(load(run), run)
   other = dataclasses.replace(rival.task, max_number=99)
-  with pytest.raises(UserError, match="give a larger run of the same task"):
+  with pytest.raises(UserError, match=r"\(max_number: 99 there, .* here\); give a larger run"):
     scale(run, CONFIG, dataclasses.replace(rival, task=other))
 
 

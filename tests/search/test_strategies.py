@@ -11,6 +11,7 @@ from jaxzero.errors import UserError
 from jaxzero.models.transformer import PolicyValueTransformer
 from jaxzero.search import tries
 from jaxzero.search.choose import Choice
+from jaxzero.search.config import Lanes
 from jaxzero.search.engine import Engine
 from jaxzero.search.request import TRIES
 from jaxzero.search.strategies import STRATEGIES, search
@@ -151,6 +152,8 @@ def test_nobody_asks_nothing(engine8, params8):
     ("sample", 10, {"batch_size": 0}, "batch_size=0"),
     ("best_of_n", 10, {"choice": Choice("value"), "verify_inside": True}, "score=value.*True"),
     ("mcts", 10, {"temperature": 0.5}, "order=gumbel"),
+    ("beam", 10, {"lanes": Lanes(expansion=1025)}, "lanes.expansion=1025"),
+    ("lookahead", 10, {"lanes": Lanes(steps_ahead=2**31)}, "lanes.steps_ahead=2147483648"),
   ],
 )
 def test_nonsense_is_refused(think, strategy, budget, options, says):

@@ -8,7 +8,7 @@ from scales import MULTIPLES, scale
 from jaxzero.errors import UserError
 from jaxzero.view.pictures import write_pictures
 from jaxzero.view.report import write_report
-from jaxzero.view.scaling import scaling_sections
+from jaxzero.view.scaling import prm_section, scaling_sections
 
 
 class _Balance(html.parser.HTMLParser):
@@ -28,7 +28,7 @@ class _Balance(html.parser.HTMLParser):
 
 
 def test_every_section_shows_its_numbers():
-  text = scaling_sections(scale())
+  text = scaling_sections(scale()) + prm_section(scale()["prm"])
   for title in (
     "Thinking longer: the verifier is heard inside",
     "Thinking longer: the value head chooses",
@@ -77,13 +77,20 @@ def test_every_strategy_has_a_line_of_its_own_look():
 def test_what_was_not_measured_is_left_out():
   value = scale()
   value["ways"] = [way for way in value["ways"] if way["rights"] in ("none", "verifier")]
-  value |= {"larger": None, "transfer": [], "prm": None, "auto": {}, "comparisons": []}
+  value |= {"larger": None, "transfer": [], "auto": {}, "comparisons": []}
   text = scaling_sections(value)
   assert re.findall(r"<h2>([^<]*)</h2>", text) == [
     "Thinking longer: the verifier is heard inside",
     "Which problems gain",
     "Training longer",
   ]
+
+
+def test_an_accuracy_that_costs_nothing_has_no_ratio():
+  value = scale()
+  point = next(iter(value["auto"].values()))["points"][0]
+  point |= {"accuracy": 0.0, "curve_tokens": 0.0, "ratio": 7e9, "ci95": [3e9, 4e11]}
+  assert "7000000000" not in scaling_sections(value)
 
 
 def test_a_mixtures_tasks_are_told_apart():
@@ -100,6 +107,22 @@ def test_the_report_takes_it_in_and_tells_of_damage(tmp_path):
   assert "Compute-optimal thinking" in write_report(tmp_path).read_text()
   (tmp_path / "scale.json").write_text(json.dumps({"ways": 3}))
   with pytest.raises(UserError, match=r"scale\.json is damaged"):
+    write_report(tmp_path)
+
+
+def test_a_reward_model_and_its_cost_are_shown_without_a_study(tmp_path):
+  entry = {"flops": 3e12, "seconds": 1.0, "forward_tokens": 1e3}
+  (tmp_path / "metrics.jsonl").write_text("")
+  # The story's summary was written before the reward model was made.
+  (tmp_path / "summary.json").write_text(json.dumps({"ledger": {"pretrain": entry}}))
+  (tmp_path / "ledger.json").write_text(json.dumps({"pretrain": entry, "prm": entry}))
+  (tmp_path / "prm.json").write_text(json.dumps(scale()["prm"]))
+  text = write_report(tmp_path).read_text()
+  assert (
+    "<h2>The process reward model, graded</h2>" in text and "Process reward model 50.0 %" in text
+  )
+  (tmp_path / "prm.json").write_text(json.dumps({"grades": 3}))
+  with pytest.raises(UserError, match=r"prm\.json is damaged"):
     write_report(tmp_path)
 
 
