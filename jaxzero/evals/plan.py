@@ -57,7 +57,7 @@ def chains(
   def approach(strategy: str, cap: int | None, accept: float | None = None) -> Approach:
     setting = settings.get(strategy, {})
     tree = {name: setting[name] for name in TREE_KNOBS if name in setting}
-    own = {name: setting[name] for name in ("temperature", "vote") if name in setting}
+    own = {name: setting[name] for name in ("temperature", "aggregate", "vote") if name in setting}
     return Approach(strategy, cap, accept, tree=tree, **own)
 
   caps = [*sorted(budgets)[:-1], None]

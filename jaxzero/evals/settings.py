@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
-from jaxzero.search.choose import Choice
+from jaxzero.search.choose import AGGREGATES, Choice
 from jaxzero.search.plan import Plan
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.request import DEAF, ONE_TRY
@@ -49,7 +50,7 @@ def ways(strategies: tuple[str, ...], rights: tuple[str, ...]) -> list[Way]:
 
 
 def grid(way: Way) -> list[dict[str, Any]]:
-  """The settings tried for a way: none for one try and for `auto`, whose plan is its tuning.
+  """The settings tried first for a way: none for one try and for `auto`, whose plan is its tuning.
 
   Where the verifier is heard inside, four: temperatures, or for the orders by scores their knobs.
   Elsewhere eight: each of the four with the best answer given, and with equal answers' scores
@@ -75,6 +76,24 @@ def grid(way: Way) -> list[dict[str, Any]]:
   return [{**one, "vote": vote} for one, vote in itertools.product(settings, ("best", "weighted"))]
 
 
+def further(way: Way, best: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """What is tried behind the grid, from its best setting on: the other aggregates of the steps'
+  scores, three; majority, which has no scores, tries three more temperatures instead.
+
+  Nothing for one try, for `auto`, and where the verifier is heard: what it finds right is given.
+  """
+  if way.strategy == "majority":
+    return [{"temperature": t} for t in (0.2, 0.5, 1.1)]
+  if way.strategy in (*ONE_TRY, "auto") or way.rights == "verifier":
+    return []
+  return [{**best, "aggregate": name} for name in AGGREGATES if name != Choice().aggregate]
+
+
+def effort(way: Way) -> int:
+  """How many settings are tried for a way."""
+  return len(grid(way)) + len(further(way, {}))
+
+
 def search_arguments(way: Way, setting: dict[str, Any], play: PlayConfig) -> dict[str, Any]:
   """A way with a setting of its grid (`auto`: with {"plan": ...}) as arguments of `search`."""
   knobs = {name: setting[name] for name in TREE_KNOBS if name in setting}
@@ -86,6 +105,7 @@ def search_arguments(way: Way, setting: dict[str, Any], play: PlayConfig) -> dic
     "verify_inside": way.rights == "verifier",
     "choice": Choice(
       score="verifier" if way.rights == "verifier" else "value",
+      aggregate=setting.get("aggregate", Choice().aggregate),
       vote=setting.get("vote", "best"),
     ),
     "plan": Plan.from_dict(setting["plan"]) if "plan" in setting else None,

@@ -104,6 +104,11 @@ def train_prm(folder: PathLike, config: PrmConfig, fresh: bool = False) -> dict[
       )
     if fresh:
       by_primary(lambda: discard(run.folder))
+    for split, count in (
+      ("validation", config.validation_problems),
+      ("test", config.grade_problems),
+    ):
+      run.task.problems(split, 0, count)  # too many are refused before any work is done
     settings = dataclasses.asdict(config)
     _must_be_same(run, run.stage("prm_settings", lambda: settings), settings)
     policy = load_params(run, "self_play")
@@ -226,7 +231,7 @@ def grade(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
           policy,
           some,
           samples,
-          run.experiment.seed + 1000 * config.seed + 10 + number,
+          run.experiment.seed + 1000 * config.seed + 10 + 2 * number,
           lambda: run.stop_point("the grading of the PRM, which will be done again"),
         )
       )

@@ -19,7 +19,7 @@ from etils import epath
 
 from jaxzero.errors import UserError
 from jaxzero.evals.curves import BINS, by_bin, compare, rank_bins, rights, token_ratio, trend
-from jaxzero.evals.settings import Way, grid
+from jaxzero.evals.settings import Way, effort
 from jaxzero.evals.stats import paired_bootstrap
 from jaxzero.files import PathLike, as_path, make_folder, read_bytes, write_atomic
 from jaxzero.parallel.hosts import is_primary
@@ -275,7 +275,7 @@ def _auto(study: Study, rows: Mapping[Way, list[dict[str, Any]]]) -> dict[str, A
   return {
     way.rights: {
       "against": other.strategy,
-      "against_tried": len(grid(other)),
+      "against_tried": effort(other),
       **study.plans[way],
       "points": [
         {"budget": row["budget"], **token_ratio(row, rows[other], study.config.seed)}

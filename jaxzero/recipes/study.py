@@ -15,7 +15,7 @@ from jaxzero.errors import UserError
 from jaxzero.evals.curves import pack, rights
 from jaxzero.evals.evaluate import evaluate
 from jaxzero.evals.plan import BINS, Candidate, chains, make_plan
-from jaxzero.evals.settings import RIGHTS, Way, grid, search_arguments, ways
+from jaxzero.evals.settings import RIGHTS, Way, effort, further, grid, search_arguments, ways
 from jaxzero.progress import Bar
 from jaxzero.recipes.cells import Cells
 from jaxzero.recipes.run import Run
@@ -190,10 +190,13 @@ class Study:
     settings = grid(way)
     if len(settings) == 1:
       return settings[0], []
+    tried = self._tried(way, settings)
+    tried += self._tried(way, further(way, _best(tried)["setting"]))
+    return _best(tried)["setting"], [figures(row) for row in tried]
+
+  def _tried(self, way: Way, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     thinker = self.thinkers[way.rights]
-    tried = [self.measure(thinker, way, "validation", self._middle, one) for one in settings]
-    best = max(tried, key=lambda row: (row["accuracy"], -row["forward_tokens_per_problem"]))
-    return best["setting"], [figures(row) for row in tried]
+    return [self.measure(thinker, way, "validation", self._middle, one) for one in settings]
 
   def curve(self, way: Way, setting: dict[str, Any]) -> list[dict[str, Any]]:
     """A way's cells on the test problems, by budget; one try is one cell."""
@@ -257,16 +260,21 @@ class Study:
         total += test * sum(self.budgets)
         if way.strategy == "auto":
           options = chains(way.rights == "verifier", {}, self.budgets)
-          tried = sum(len(grid(Way(name, way.rights))) for name in _PLANNED)
+          tried = sum(effort(Way(name, way.rights)) for name in _PLANNED)
           total += validation * (max(self.budgets) * (len(options) + 1) + self._middle * tried)
         else:
-          total += validation * self._middle * len(grid(way))
+          total += validation * self._middle * effort(way)
     return total / 1000
 
   @property
   def _middle(self) -> int:
     """The budget at which settings are tried."""
     return self.budgets[len(self.budgets) // 2]
+
+
+def _best(tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Of equally accurate ones the cheapest."""
+  return max(tried, key=lambda row: (row["accuracy"], -row["forward_tokens_per_problem"]))
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class StepLabels:
     try:
       with np.load(io.BytesIO(read_bytes(path))) as arrays:
         return cls(**arrays)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
       raise UserError(f"the labels {path} cannot be read ({error}); make them again.") from error
 
 

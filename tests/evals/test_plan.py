@@ -69,13 +69,17 @@ def test_a_plan_parts_the_problems_by_what_is_foreseen(grain):
 
 
 def test_chains_end_at_the_whole_budget_and_carry_the_tuned_settings():
-  settings = {"mcts": {"value_weight": 2.0, "vote": "best"}, "best_of_n": {"temperature": 0.8}}
+  settings = {
+    "mcts": {"value_weight": 2.0, "vote": "best"},
+    "best_of_n": {"temperature": 0.8, "aggregate": "min"},
+  }
   for heard in (True, False):
     for chain in chains(heard, settings, (1, 2, 4, 8)):
       for one in chain:
         assert one.tokens in (1, 2, 4, None)
         assert dict(one.tree) == ({"value_weight": 2.0} if one.strategy == "mcts" else {})
-        assert one.temperature == (0.8 if one.strategy == "best_of_n" else None)
+        tuned = one.strategy == "best_of_n"
+        assert (one.temperature, one.aggregate) == ((0.8, "min") if tuned else (None, None))
         assert one.accept is None or not heard
   assert len(set(map(str, chains(False, settings, (1, 2, 4, 8))))) == 8 + 9 + 9
 

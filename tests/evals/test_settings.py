@@ -1,17 +1,17 @@
 import pytest
 
-from jaxzero.evals.settings import RIGHTS, Way, grid, search_arguments, ways
+from jaxzero.evals.settings import RIGHTS, Way, effort, further, grid, search_arguments, ways
 from jaxzero.search.play import PlayConfig
 from jaxzero.search.strategies import STRATEGIES
 
 
 def test_every_way_of_the_same_rights_is_tuned_equally():
-  for rights, settings in (("verifier", 4), ("value", 8), ("prm", 8)):
+  for rights, settings in (("verifier", 4), ("value", 11), ("prm", 11)):
     for way in ways(STRATEGIES, (rights,)):
       untuned = way.strategy in ("greedy", "sample", "auto")
-      expected = 1 if untuned else 8 if way.strategy == "majority" else settings
-      tried = grid(way)
-      assert len(tried) == expected, way
+      expected = 1 if untuned else 11 if way.strategy == "majority" else settings
+      tried = [*grid(way), *further(way, grid(way)[-1])]
+      assert len(tried) == effort(way) == expected, way
       assert len({str(one) for one in tried}) == expected, way
 
 
@@ -29,7 +29,7 @@ def test_ways_without_a_choice_are_measured_once():
 def test_a_setting_reaches_the_search(rights):
   play = PlayConfig(max_tokens=20)
   for way in ways(STRATEGIES, (rights,)):
-    for setting in grid(way):
+    for setting in (*grid(way), *further(way, grid(way)[0])):
       arguments = search_arguments(way, setting, play)
       assert arguments["verify_inside"] == (way.rights == "verifier")
       assert (arguments["choice"].score == "verifier") == (way.rights == "verifier")
