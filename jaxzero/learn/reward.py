@@ -20,6 +20,7 @@ from jaxzero.parallel.hosts import fetch
 from jaxzero.parallel.mesh import batch_shards
 from jaxzero.parallel.sharding import shard_batch
 from jaxzero.selfplay.labels import StepLabels
+from jaxzero.tokenizers import Tokenizer
 
 WHOLE_EVERY = 4
 ROUND_UP = 8
@@ -28,20 +29,20 @@ ROUND_UP = 8
 class LabelledSteps:
   """Batches of labelled steps; every row is a pure function of (seed, step, row).
 
-  Of four batches three hold prefixes that end with a step, and one whole completions with all of
-  their labels. Each distinct prefix is as likely as any other, however often it was sampled, and
-  counts by the label of its own end; those of one batch are of like length, so that it is no longer
-  than they are.
+  Of four batches three hold prefixes that end with a step and are not known to be lost. Each
+  distinct one is as likely as any other, however often it was sampled, and counts by the label of
+  its own end; those of one batch are of like length, so that it is no longer than they are. The
+  fourth holds completions that came to their end, with all of their labels.
 
   Args:
     length: the model's context, which whole completions are padded to.
-    delimiter: the token behind each step but the last.
   """
 
-  def __init__(self, labels: StepLabels, length: int, seed: int, delimiter: int):
+  def __init__(self, labels: StepLabels, length: int, seed: int, tokenizer: Tokenizer):
     self.labels, self.length, self.seed = labels, length, seed
-    self._whole = Epochs(range(len(labels)), (seed,))
-    prefixes = _distinct_prefixes(labels, delimiter)
+    ended = labels.tokens[np.arange(len(labels)), labels.length - 1] == tokenizer.end_id
+    self._whole = Epochs(np.flatnonzero(ended).tolist() or range(len(labels)), (seed,))
+    prefixes = _distinct_prefixes(labels, tokenizer.step_id)
     longest = [labels.prompt_length[row] + e for row, e in prefixes]
     padded = np.minimum(-(-np.asarray(longest, int) // ROUND_UP) * ROUND_UP, length)
     self._alike = {int(T): prefixes[padded == T] for T in np.unique(padded)}
@@ -80,11 +81,13 @@ class LabelledSteps:
 
 
 def _distinct_prefixes(labels: StepLabels, delimiter: int) -> np.ndarray:
-  """[m, 2] int, (row, tokens read): each labelled prefix that ends with a delimiter, once."""
+  """[m, 2] int, (row, tokens read): each labelled prefix that ends with a delimiter and may not be
+  lost, once."""
   found: dict[tuple[bytes, bytes], tuple[int, int]] = {}
   for row, known in enumerate(np.isfinite(labels.success)):
     prompt = labels.prompts[row, : labels.prompt_length[row]].tobytes()
-    for e in np.flatnonzero(known[1:] & (labels.tokens[row] == delimiter)) + 1:
+    ends = np.flatnonzero(known[1:] & (labels.tokens[row] == delimiter)) + 1
+    for e in ends[ends < labels.lost[row]]:
       found.setdefault((prompt, labels.tokens[row, :e].tobytes()), (row, int(e)))
   return np.asarray(list(found.values()), int).reshape(-1, 2)
 

@@ -49,7 +49,7 @@ class PrmConfig:
   explored: int = 32
   """The same at a high temperature, for steps that the policy seldom takes."""
   steps: int = 16000
-  """Three of four are on distinct prefixes, the fourth on whole completions; what a first step is
+  """Three of four are on distinct prefixes, the fourth on whole completions. What a first step is
   worth is learned late."""
   batch_size: int = 128
   optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, warmup_steps=100)
@@ -191,7 +191,7 @@ def fit(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
   trainer = Trainer(experiment.model, vocab_size, config.optimizer, loss, run.mesh, config.steps)
   labels, held_out = (StepLabels.load(run.folder / path) for path in (LABELS, VALIDATION_LABELS))
   seed = experiment.seed + 1000 * config.seed
-  examples = LabelledSteps(labels, experiment.context, seed, run.tokenizer.step_id)
+  examples = LabelledSteps(labels, experiment.context, seed, run.tokenizer)
   scorer = StepScorer(experiment.model, vocab_size, run.mesh)
   state = trainer.fresh_optimizer(jax.tree.map(lambda x: x.copy(), policy))
   steps = Steps(run, "prm", "prm", trainer, state, config.batch_size, keep_best=True)

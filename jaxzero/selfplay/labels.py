@@ -50,6 +50,7 @@ class StepLabels:
   length: np.ndarray  # [n] int32
   success: np.ndarray  # [n, C + 1] float32 in [0, 1]; NaN where no step ends
   right: np.ndarray  # [n] bool, the verdict on the completion
+  lost: np.ndarray  # [n] int32: from so many tokens on the verifier knew it lost; C + 1: never
 
   def __len__(self) -> int:
     return len(self.length)
@@ -309,6 +310,7 @@ def make_table(
     length=np.asarray([len(tokens) for _, tokens in completions], np.int32),
     success=np.full((n, C + 1), np.nan, np.float32),
     right=np.asarray([tried.is_right(one) for one in completions], bool),
+    lost=np.full(n, C + 1, np.int32),
   )
   encoded: dict[str, list[int]] = {}
   for row, (problem, tokens) in enumerate(completions):
@@ -319,6 +321,8 @@ def make_table(
     labels.tokens[row, : len(tokens)] = tokens
     for prefix in tried.prefixes(problem, tokens):
       labels.success[row, len(prefix[1])] = guesses.get(prefix, tried.share(prefix))
+      if prefix in tried.lost:
+        labels.lost[row] = min(labels.lost[row], len(prefix[1]))
     if tokens[-1:] == (tokenizer.end_id,):
       labels.success[row, len(tokens)] = labels.right[row]
   return labels

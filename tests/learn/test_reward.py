@@ -1,5 +1,7 @@
 """The reward model learns labels that depend on what a step says, and reads the right positions."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from jaxzero.selfplay.labels import StepLabels
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 VOCAB, PROMPT, LONGEST, STEP, ROWS = 16, 4, 8, 1, 256
+TOKENIZER = types.SimpleNamespace(step_id=STEP, end_id=0)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def labels():
     length=random.integers(3, LONGEST + 1, ROWS).astype(np.int32),
     success=success,
     right=np.zeros(ROWS, bool),
+    lost=np.full(ROWS, LONGEST + 1, np.int32),
   )
 
 
@@ -44,7 +48,7 @@ def test_training_beats_a_constant_and_nears_the_labels_own_entropy(
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=5)
   loss = LossConfig(value_weight=1.0, policy_weight=0.0)
   trainer = Trainer(tiny_model, VOCAB, optimizer, loss, mesh8, 60)
-  examples = LabelledSteps(labels, PROMPT + LONGEST, 0, STEP)
+  examples = LabelledSteps(labels, PROMPT + LONGEST, 0, TOKENIZER)
   state = trainer.init(jax.random.key(0))
   losses = []
   for step in range(60):

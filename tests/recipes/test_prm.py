@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -82,32 +83,37 @@ def test_labels_stand_where_steps_end_on_problems_of_their_own_split(made):
   assert result["labels"]["training"]["labels"] > result["labels"]["validation"]["labels"] > 0
 
 
-def test_every_fourth_batch_is_whole_completions_with_all_their_labels(made):
-  labels = StepLabels.load(made[0] / LABELS)
-  n, context = len(labels), labels.prompts.shape[1] + labels.tokens.shape[1]
-  step_id = jaxzero.load(made[0]).tokenizer.step_id
-  examples = LabelledSteps(labels, context, seed=0, delimiter=step_id)
+def test_every_fourth_batch_is_ended_completions_with_all_their_labels(made):
+  labels, tokenizer = StepLabels.load(made[0] / LABELS), jaxzero.load(made[0]).tokenizer
+  context = labels.prompts.shape[1] + labels.tokens.shape[1]
+  ended = labels.tokens[np.arange(len(labels)), labels.length - 1] == tokenizer.end_id
+  n = int(ended.sum())
+  examples = LabelledSteps(labels, context, 0, tokenizer)
   batch = examples.batch(3, n, range(n))
   assert batch.tokens.shape[1] == context
-  assert batch.value_weight.sum() == np.isfinite(labels.success).sum()
-  np.testing.assert_allclose(batch.value_target.sum(), np.nansum(labels.success), rtol=1e-5)
+  assert batch.value_weight.sum() == np.isfinite(labels.success[ended]).sum()
+  np.testing.assert_allclose(batch.value_target.sum(), np.nansum(labels.success[ended]), rtol=1e-5)
   assert not batch.hard_weight.any(), "next tokens are not learned"
   some = examples.batch(3, n, [5, 7])
   np.testing.assert_array_equal(some.tokens, batch.tokens[[5, 7]])
 
 
 def test_the_other_batches_draw_distinct_prefixes_evenly_by_the_label_of_their_end(made):
-  labels = StepLabels.load(made[0] / LABELS)
+  labels, run = StepLabels.load(made[0] / LABELS), jaxzero.load(made[0])
   context = labels.prompts.shape[1] + labels.tokens.shape[1]
-  step_id = jaxzero.load(made[0]).tokenizer.step_id
+  verifier = run.engine.task.device_verifier(run.tokenizer)
+  step_id, read = run.tokenizer.step_id, jax.jit(verifier.read)
   truth = {}
   for row in range(len(labels)):
     prompt = tuple(labels.prompts[row, : labels.prompt_length[row]].tolist())
     tokens = labels.tokens[row, : labels.length[row]].tolist()
+    text = run.tokenizer.decode(labels.prompts[row, 1 : labels.prompt_length[row] - 1].tolist())
+    state = verifier.start(run.engine.task.problem_array(run.engine.task.parse(text)))
     for e, token in enumerate(tokens, start=1):
-      if token == step_id and np.isfinite(labels.success[row, e]):
+      state = read(state, token)
+      if token == step_id and np.isfinite(labels.success[row, e]) and not verifier.lost(state):
         truth[prompt + tuple(tokens[:e])] = labels.success[row, e]
-  examples = LabelledSteps(labels, context, seed=0, delimiter=step_id)
+  examples = LabelledSteps(labels, context, 0, run.tokenizer)
   count, drawn = 256, collections.Counter()
   for step in (step for step in range(80) if step % 4 != 3):
     batch = examples.batch(step, count, range(count))

@@ -135,7 +135,7 @@ def test_what_a_run_cannot_be_asked_is_refused_before_it_is_measured(
 
 
 def test_a_larger_run_without_books_is_told(run, tmp_path):
-  with pytest.raises(UserError, match=r"ledger\.json is missing or damaged"):
+  with pytest.raises(UserError, match=r"ledger\.json does not tell what"):
     Rival.of(load(run), tmp_path)
 
 

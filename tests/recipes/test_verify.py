@@ -96,7 +96,7 @@ def test_a_studys_cells_and_step_labels_must_be_whole_too(run):
   cells, tokens = Cells(run / "scale"), np.arange(12, dtype=np.int32).reshape(3, 4)
   cells.get({"budget": 1}, lambda: {"right": "01"})
   length, right = np.full(3, 4, np.int32), np.ones(3, bool)
-  labels = StepLabels(tokens, length, tokens, length, np.zeros((3, 5), np.float32), right)
+  labels = StepLabels(tokens, length, tokens, length, np.zeros((3, 5), np.float32), right, length)
   labels.save(run / "prm" / "labels.npz")
   assert verify(run).findings == []
   for path in (cells.path({"budget": 1}), run / "prm" / "labels.npz"):
