@@ -21,11 +21,12 @@ from jaxzero.evals.ranking import (
   calibration_error,
   first_error_f1,
 )
-from jaxzero.learn.reward import StepScorer
+from jaxzero.learn.reward import StepScorer, distinct_prefixes
 from jaxzero.models.transformer import Params
 from jaxzero.search.engine import Engine
 from jaxzero.selfplay.labels import StepLabels, Tried, make_table
 from jaxzero.tasks.base import Problem
+from jaxzero.tokenizers import Tokenizer
 
 PROMPT, STEP, LAST, END = "prompt", "step", "last step", "answer"
 RESAMPLES = 1000
@@ -102,6 +103,20 @@ def sample_solutions(
   columns = [np.asarray(column) for column in zip(*rows, strict=True)]
   row_of, column, position, can_be, illegal, success = columns
   return Solutions(texts, row_of, column, position, can_be, illegal, success, cost)
+
+
+def ranking(scores: np.ndarray, labels: StepLabels, tokenizer: Tokenizer) -> float:
+  """How well scores [n, C + 1] do what they are for, by labels alone: the mean of two AUROCs, of
+  steps (distinct ones, not known to be lost, by whether any sample ended right) and of completions
+  that came to their end (by the verdict). 0.5 where there is nothing to tell apart."""
+  row, read = distinct_prefixes(labels, tokenizer.step_id).T
+  ended = labels.ended(tokenizer)
+  areas = (
+    auroc(scores[row, read], labels.success[row, read] > 0),
+    auroc(scores[ended, labels.length[ended]], labels.right[ended]),
+  )
+  known = [area for area in areas if area is not None]
+  return float(np.mean(known)) if known else 0.5
 
 
 def grade_scores(

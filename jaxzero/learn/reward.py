@@ -40,9 +40,8 @@ class LabelledSteps:
 
   def __init__(self, labels: StepLabels, length: int, seed: int, tokenizer: Tokenizer):
     self.labels, self.length, self.seed = labels, length, seed
-    ended = labels.tokens[np.arange(len(labels)), labels.length - 1] == tokenizer.end_id
-    self._whole = Epochs(np.flatnonzero(ended).tolist() or range(len(labels)), (seed,))
-    prefixes = _distinct_prefixes(labels, tokenizer.step_id)
+    self._whole = Epochs(labels.ended(tokenizer).tolist() or range(len(labels)), (seed,))
+    prefixes = distinct_prefixes(labels, tokenizer.step_id)
     longest = [labels.prompt_length[row] + e for row, e in prefixes]
     padded = np.minimum(-(-np.asarray(longest, int) // ROUND_UP) * ROUND_UP, length)
     self._alike = {int(T): prefixes[padded == T] for T in np.unique(padded)}
@@ -80,7 +79,7 @@ class LabelledSteps:
     arrays["value_weight"][i, P - 1 + ends] = 1.0
 
 
-def _distinct_prefixes(labels: StepLabels, delimiter: int) -> np.ndarray:
+def distinct_prefixes(labels: StepLabels, delimiter: int) -> np.ndarray:
   """[m, 2] int, (row, tokens read): each labelled prefix that ends with a delimiter and may not be
   lost, once."""
   found: dict[tuple[bytes, bytes], tuple[int, int]] = {}

@@ -14,7 +14,7 @@ from etils import epath
 
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.errors import UserError
-from jaxzero.evals.prm import Solutions, grade_scores, sample_solutions
+from jaxzero.evals.prm import Solutions, grade_scores, ranking, sample_solutions
 from jaxzero.files import PathLike, read_bytes, remove
 from jaxzero.learn.batch import Batch
 from jaxzero.learn.losses import LossConfig
@@ -44,7 +44,7 @@ class PrmConfig:
   """Training problems whose steps are labelled: those of the newest games first."""
   rollouts: int = 4
   """Completions sampled from a prefix to label it."""
-  samples: int = 8
+  samples: int = 24
   """Completions sampled from a bare prompt; their steps are labelled as those of stored games."""
   explored: int = 32
   """The same at a high temperature, for steps that the policy seldom takes."""
@@ -54,7 +54,7 @@ class PrmConfig:
   batch_size: int = 128
   optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, warmup_steps=100)
   evaluate_every: int = 1000
-  """Steps between validations; each also saves a checkpoint, and the best one counts."""
+  """Steps between validations; each also saves a checkpoint, and the one that ranks best counts."""
   validation_problems: int = 256
   grade_problems: int = 500
   """Test problems on which the scores are graded."""
@@ -86,8 +86,9 @@ class PrmConfig:
 def train_prm(folder: PathLike, config: PrmConfig, fresh: bool = False) -> dict[str, Any]:
   """Runs every stage of a finished run's PRM that is not done yet; returns RUN/prm.json.
 
-  Its best checkpoint (by the validation problems' labels) is in RUN/checkpoints/prm, with the
-  parameters of a policy-value transformer of the policy's shape, from which it started.
+  Its best checkpoint (by how it ranks what the validation problems' labels tell) is in
+  RUN/checkpoints/prm, with the parameters of a policy-value transformer of the policy's shape, from
+  which it started.
 
   Args:
     fresh: throw away the PRM that the run has.
@@ -204,14 +205,19 @@ def fit(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:
     while steps.step < config.steps:
       until = (steps.step // config.evaluate_every + 1) * config.evaluate_every
       metrics = steps.advance(min(until, config.steps), batch, progress=progress, history=history)
-      held_out_loss = cross_entropy(scorer(steps.state.params, held_out), held_out)
-      row = {"step": steps.step, "loss": metrics["value_loss"], "validation_loss": held_out_loss}
+      scores = scorer(steps.state.params, held_out)
+      row = {
+        "step": steps.step,
+        "loss": metrics["value_loss"],
+        "validation_loss": cross_entropy(scores, held_out),
+        "validation_ranking": ranking(scores, held_out, run.tokenizer),
+      }
       history = [*history, row]
-      progress.describe(f"reward model, validation loss {held_out_loss:.3f}")
-      steps.save(float(np.exp(-held_out_loss)), history=history)
+      progress.describe(f"reward model, validation {row['validation_ranking']:.3f}")
+      steps.save(row["validation_ranking"], history=history)
       run.stop_point(f"step {steps.step} of prm")
-  best = min(history, key=lambda row: row["validation_loss"])
-  return {"step": int(best["step"]), "validation_loss": best["validation_loss"], "history": history}
+  best = by_primary(steps.checkpoints.best)
+  return {**next(row for row in history if row["step"] == best), "history": history}
 
 
 def grade(run: Run, policy: Params, config: PrmConfig) -> dict[str, Any]:

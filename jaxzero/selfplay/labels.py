@@ -55,6 +55,11 @@ class StepLabels:
   def __len__(self) -> int:
     return len(self.length)
 
+  def ended(self, tokenizer: Tokenizer) -> np.ndarray:
+    """int: the rows whose completion came to its end."""
+    last = self.tokens[np.arange(len(self)), np.maximum(self.length - 1, 0)]
+    return np.flatnonzero((last == tokenizer.end_id) & (self.length > 0))
+
   def save(self, path: PathLike) -> None:
     """Writes one npz file, whole or not at all."""
     data = io.BytesIO()

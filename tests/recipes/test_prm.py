@@ -15,7 +15,7 @@ import jaxzero
 from jaxzero.checkpoints import Checkpoints
 from jaxzero.cli import main
 from jaxzero.errors import Preempted, UserError
-from jaxzero.evals.prm import sample_solutions
+from jaxzero.evals.prm import ranking, sample_solutions
 from jaxzero.learn.reward import LabelledSteps, StepScorer, cross_entropy
 from jaxzero.learn.train import OptimizerConfig
 from jaxzero.parallel import preemption
@@ -58,15 +58,18 @@ def texts_of(run, labels):
 def test_the_best_checkpoint_is_kept(made):
   folder, result = made
   held_out = StepLabels.load(folder / VALIDATION_LABELS)
-  losses = [row["validation_loss"] for row in result["history"]]
-  assert len(losses) == 2 and result["validation_loss"] == min(losses) < 0.3
+  rankings = [row["validation_ranking"] for row in result["history"]]
+  assert len(rankings) == 2 and result["validation_ranking"] == max(rankings)
+  assert result["validation_loss"] < 0.3
   run = jaxzero.load(folder)
   best = Checkpoints(folder / "checkpoints" / "prm", keep_best=True)
   assert best.best() == result["step"]
   prm = best.restore(result["step"], run.params)["params"]
   scorer = StepScorer(run.model, run.tokenizer.vocab_size, run.engine.mesh)
-  loss = cross_entropy(scorer(prm, held_out), held_out)
-  assert loss == pytest.approx(result["validation_loss"], abs=1e-5)
+  scores = scorer(prm, held_out)
+  assert cross_entropy(scores, held_out) == pytest.approx(result["validation_loss"], abs=1e-5)
+  ranked = ranking(scores, held_out, run.tokenizer)
+  assert ranked == pytest.approx(result["validation_ranking"], abs=1e-5)
 
 
 def test_labels_stand_where_steps_end_on_problems_of_their_own_split(made):
@@ -98,20 +101,33 @@ def test_every_fourth_batch_is_ended_completions_with_all_their_labels(made):
   np.testing.assert_array_equal(some.tokens, batch.tokens[[5, 7]])
 
 
+def test_labels_tell_from_where_on_the_verifier_knew(made):
+  labels, run = StepLabels.load(made[0] / LABELS), jaxzero.load(made[0])
+  task, never = run.engine.task, labels.tokens.shape[1] + 1
+  verifier = task.device_verifier(run.tokenizer)
+  read = jax.jit(lambda state, token: (state := verifier.read(state, token), verifier.lost(state)))
+  for row, (prompt, tokens) in enumerate(itertools.islice(texts_of(run, labels), 100)):
+    state = verifier.start(task.problem_array(task.parse(prompt)))
+    known = []
+    for e, token in enumerate(tokens, start=1):
+      state, lost = read(state, token)
+      if lost and np.isfinite(labels.success[row, e]) and token != run.tokenizer.end_id:
+        known.append(e)
+    assert labels.lost[row] == min(known, default=never)
+  assert (labels.lost < never).any()
+
+
 def test_the_other_batches_draw_distinct_prefixes_evenly_by_the_label_of_their_end(made):
   labels, run = StepLabels.load(made[0] / LABELS), jaxzero.load(made[0])
   context = labels.prompts.shape[1] + labels.tokens.shape[1]
-  verifier = run.engine.task.device_verifier(run.tokenizer)
-  step_id, read = run.tokenizer.step_id, jax.jit(verifier.read)
+  labels.lost[::2] = labels.tokens.shape[1] + 1  # so small a policy hardly writes a legal step
   truth = {}
   for row in range(len(labels)):
     prompt = tuple(labels.prompts[row, : labels.prompt_length[row]].tolist())
     tokens = labels.tokens[row, : labels.length[row]].tolist()
-    text = run.tokenizer.decode(labels.prompts[row, 1 : labels.prompt_length[row] - 1].tolist())
-    state = verifier.start(run.engine.task.problem_array(run.engine.task.parse(text)))
     for e, token in enumerate(tokens, start=1):
-      state = read(state, token)
-      if token == step_id and np.isfinite(labels.success[row, e]) and not verifier.lost(state):
+      known = np.isfinite(labels.success[row, e]) and e < labels.lost[row]
+      if token == run.tokenizer.step_id and known:
         truth[prompt + tuple(tokens[:e])] = labels.success[row, e]
   examples = LabelledSteps(labels, context, 0, run.tokenizer)
   count, drawn = 256, collections.Counter()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import types
 
 import pytest
 
@@ -13,7 +12,6 @@ from jaxzero.evals.curves import rights
 from jaxzero.evals.settings import Way, grid
 from jaxzero.loading import load
 from jaxzero.parallel import preemption
-from jaxzero.recipes import scale as scale_lib
 from jaxzero.recipes import study as study_lib
 from jaxzero.recipes.scale import scale
 from jaxzero.recipes.study import ScaleConfig
@@ -121,6 +119,7 @@ def test_another_study_loses_neither_record_nor_plan(run, counted, tmp_path, cap
   "change, sentence",
   [
     ({"transfer": ("sums",)}, "unknown task 'sums'"),
+    ({"transfer": ("programs",)}, "tokens, over this model's prompt limit of 16"),
     ({"budgets": (1, 100_000)}, "must lie in 1..65536"),
     ({"strategies": ("best_of_n",), "rights": ("prm",)}, "leave nothing to measure"),
     ({"validation_problems": 3}, "--validation-problems 3 make no 4 bins"),
@@ -180,32 +179,6 @@ def test_students_of_one_config_and_other_lessons_are_no_one_model(run, tmp_path
   (tmp_path / "ledger.json").write_text("[]")
   with pytest.raises(UserError, match=r"ledger.json does not tell"):
     Rival.of(student, tmp_path)
-
-
-def test_a_plan_is_kept_where_another_study_makes_one_for_other_rights(run, counted):
-  before = json.loads((run / "plan.json").read_text())
-  plan, folder = {"bins": [], "edges": []}, types.SimpleNamespace(folder=run)
-  plans = {Way("auto", "value"): {"plan": plan}}
-  scale_lib._write_plans(types.SimpleNamespace(run=folder, plans=plans))
-  assert json.loads((run / "plan.json").read_text()) == {**before, "value": plan}
-  (run / "plan.json").write_text(json.dumps(before))
-
-
-@pytest.mark.parametrize(
-  "change, sentence",
-  [
-    ({"strategies": ("mcts",), "rights": ("prm",)}, "offers no --rights prm"),
-    ({"transfer": ("chess",)}, "unknown task 'chess'"),
-    ({"transfer": ("programs",)}, "tokens, over this model's prompt limit of 16"),
-  ],
-)
-def test_what_the_run_cannot_be_asked_is_told_before_anything_is_measured(
-  smoke_run, tmp_path, change, sentence
-):
-  folder = shutil.copytree(smoke_run, tmp_path / "run")
-  with pytest.raises(UserError, match=sentence):
-    scale(folder, dataclasses.replace(CONFIG, **change))
-  assert not (folder / "scale").exists()
 
 
 def test_a_signal_stops_a_study_between_its_cells(smoke_run, tmp_path, monkeypatch):
