@@ -23,6 +23,10 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
   "product": math.prod,
   "mean": lambda scores: math.fsum(scores) / len(scores),
 }
+PRIOR = 0.5
+"""A tree holds each completion once, however likely, and the more of the unlikely ones the larger
+it grows, where scores are least to be trusted: a completion of log-probability log p counts by
+exp(PRIOR log p), as often as samples at temperature 1 / PRIOR would have brought it."""
 SCORES = ("verifier", "value")
 VOTES = ("best", "weighted", "majority")
 
@@ -62,6 +66,12 @@ class Finished:
   scores: tuple[float, ...]  # P(right) at the end of each step, of the thinking, of the answer
   spent: int  # forward tokens that the problem had cost when it was finished
   right: bool | None = None  # the verdict that the search heard; None: it hears none
+  log_p: float | None = None  # by the policy, of a tree's completion; None: it was drawn
+
+  @property
+  def prior(self) -> float:
+    """What a tree's completion counts beside its score; 1 where it was drawn."""
+    return 1.0 if self.log_p is None else math.exp(PRIOR * self.log_p)
 
 
 def end_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
@@ -75,12 +85,14 @@ def finished(
   values: Sequence[float] | np.ndarray | None,
   spent: int,
   right: bool | None = None,
+  log_p: float | None = None,
 ) -> Finished | None:
   """A completion with its scores; None where it has not ended, or never left its thinking.
 
   Args:
     values: P(right) after each token, None where unknown; a heard verdict takes the place of the
       last one.
+    log_p: see `Finished`.
   """
   span = answer_span(tokenizer, tokens)
   if span is None:
@@ -90,26 +102,33 @@ def finished(
   if right is not None:
     scores = [*scores[:-1], float(right)]
   answer = tokenizer.decode(tokens[span[0] : span[1]], controls=True)
-  return Finished(tuple(tokens), answer, tuple(scores), spent, right)
+  return Finished(tuple(tokens), answer, tuple(scores), spent, right, log_p)
 
 
 def choose(candidates: Sequence[Finished], choice: Choice) -> Finished | None:
   """The answer; None where nothing was finished. Ties go to the better score, then to the first.
 
-  A completion that the verifier was heard to find right wins over all votes.
+  A completion that the verifier was heard to find right wins over all votes. Else a completion's
+  score, and its voice in a majority, is multiplied by its `prior`; drawn ones (of an earlier
+  approach) have no say beside a tree's.
   """
   right = [one for one in candidates if one.right]
   if right or not candidates:
     return right[0] if right else None
+  candidates = [one for one in candidates if one.log_p is not None] or candidates
   groups: dict[str, list[Finished]] = {}
   for number, one in enumerate(candidates):
     answer = str(number) if choice.vote == "best" else "".join(one.answer.split())
     groups.setdefault(answer, []).append(one)
 
+  def weighed(one: Finished) -> float:
+    return one.prior * choice.total(one)
+
   def weight(group: list[Finished]) -> tuple[float, float]:
-    totals = [choice.total(one) for one in group]
-    of_vote = {"best": max(totals), "weighted": math.fsum(totals), "majority": len(group)}
-    return of_vote[choice.vote], max(totals)
+    weights = [weighed(one) for one in group]
+    if choice.vote == "majority":
+      return math.fsum(one.prior for one in group), max(weights)
+    return max(weights) if choice.vote == "best" else math.fsum(weights), max(weights)
 
   winners = max(groups.values(), key=weight)
-  return max(winners, key=choice.total)
+  return max(winners, key=weighed)

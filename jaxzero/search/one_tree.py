@@ -83,6 +83,7 @@ def completions(engine: Engine, insight: Insight, i: int, inside: bool) -> list[
       [value[n] for n in path],
       spent=node * engine.tokens_per_position,  # a tree's nodes are numbered as they are paid for
       right=bool(sketch.right[i, node]) if inside else None,
+      log_p=float(sketch.log_p[i, node]),
     )
     if one is not None:
       found.append(one)

@@ -46,6 +46,7 @@ class Sketch:
   value: jax.Array  # [R, M] float32: P(right) by the value head
   ended: jax.Array  # [R, M] bool: a completion ends here, with its end token
   right: jax.Array  # [R, M] bool: the verifier, where it was heard, found it right
+  log_p: jax.Array  # [R, M] float32: the policy's log-probability of the path from the root
 
 
 @chex.dataclass(frozen=True)
@@ -201,6 +202,7 @@ def conclude(
       value=tree.raw_value,
       ended=exists & tree.terminal & (tree.token == end_id),
       right=tree.right,
+      log_p=frontier.log_p,
     ),
     candidates=at(tree.candidates, nodes),
     weights=weights,

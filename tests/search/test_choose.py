@@ -1,5 +1,7 @@
 """The choice among finished completions, beside a plain reading of its definition."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from jaxzero.tasks.base import Completion
 from jaxzero.tasks.transcript import encode_completion
 
 SCORE = st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0])  # sums and products of these are exact
-ONE = st.tuples(st.sampled_from(["1+2", "1 + 2", "2+1", "3"]), st.lists(SCORE, min_size=1))
+LOG_P = st.sampled_from([None, *(-2 * k * math.log(2) for k in (0, 1, 2))])  # counts 1, 1/2, 1/4
+ONE = st.tuples(st.sampled_from(["1+2", "1 + 2", "2+1", "3"]), st.lists(SCORE, min_size=1), LOG_P)
 
 
 @settings(max_examples=200, deadline=None)
@@ -22,7 +25,10 @@ ONE = st.tuples(st.sampled_from(["1+2", "1 + 2", "2+1", "3"]), st.lists(SCORE, m
   vote=st.sampled_from(VOTES),
 )
 def test_the_choice_is_the_definitions(candidates, aggregate, vote):
-  made = [Finished((i,), a, tuple(scores), i) for i, (a, scores) in enumerate(candidates)]
+  made = [
+    Finished((i,), answer, tuple(scores), i, log_p=log_p)
+    for i, (answer, scores, log_p) in enumerate(candidates)
+  ]
   chosen = choose(made, Choice(aggregate=aggregate, vote=vote))
   assert chosen.tokens == (plain(candidates, aggregate, vote),)
 

@@ -86,7 +86,7 @@ def test_the_answer_is_what_the_choice_says_of_the_samples(think, samples, aggre
   for result, before in zip(results, samples, strict=True):
     assert result.finished == before.finished, "a choice changes no sample"
     if result.finished:
-      pairs = [(one.answer, one.scores) for one in result.finished]
+      pairs = [(one.answer, one.scores, one.log_p) for one in result.finished]
       assert result.tokens == result.finished[plain(pairs, aggregate, vote)].tokens
   assert sum(len(result.finished) > 1 for result in results) >= 4
 
