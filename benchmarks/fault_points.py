@@ -202,6 +202,9 @@ class Trainer:
   def __init__(self, *_: Any):
     import jax
 
+    from jaxzero.learn.losses import LossConfig
+
+    self.loss = LossConfig()
     self.shardings = jax.tree.map(lambda x: x.sharding, self.init(None))
 
   @staticmethod
