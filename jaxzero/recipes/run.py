@@ -382,8 +382,10 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
   the default of a new field is what was done before there was one."""
   hints = typing.get_type_hints(cls)
   known = {field.name for field in dataclasses.fields(cls)}
-  if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
-    raise ValueError(f"unknown keys {unknown}" if isinstance(values, dict) else "no object")
+  if not isinstance(values, dict) or not values:
+    raise ValueError("no settings")
+  if unknown := sorted(set(values) - known):
+    raise ValueError(f"unknown keys {unknown}")
   kwargs = {}
   for name, value in values.items():
     if dataclasses.is_dataclass(hints[name]):
